@@ -1,1 +1,32 @@
-//! Pure logic.
+// SPDX-License-Identifier: GPL-2.0-only
+//! The pure logic of the `dattobd` kernel module.
+//!
+//! The module compiles these very source files (`kernel/main.rs` includes them by path); this crate
+//! builds them for the host, where property tests, Miri and loom can reach them. What they need of
+//! their surroundings comes through three modules, which the kernel has its own versions of:
+//!
+//! * [`abi`], the shared definitions of the ioctls and of the COW file,
+//! * [`mem`], memory, with the context it is allocated in,
+//! * [`sync`], atomics.
+//!
+//! Rules of the shared files: `core` only; no kernel types; no panic (kernel Rust has overflow checks
+//! on, and a panic there is a crash of the machine); `unsafe` only in [`lazy`].
+
+pub use ioctl_abi as abi;
+
+#[path = "host/mem.rs"]
+pub mod mem;
+#[path = "host/sync.rs"]
+pub mod sync;
+
+pub mod block_map;
+pub mod change_map;
+pub mod decide;
+pub mod errno;
+pub mod extents;
+pub mod lazy;
+pub mod read_plan;
+pub mod sizes;
+pub mod space;
+pub mod state;
+pub mod status_json;

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Which blocks of the origin changed since the snapshot was taken: one bit for each.
+//!
+//! Memory is allocated when a part of the device is first written to: a leaf of one page covers
+//! 32768 blocks (128 MiB). An untouched map costs eight bytes for each 128 MiB.
+//!
+//! Marking happens in the path of every write, in contexts that may not sleep, so it never fails and
+//! never waits: where no leaf can be had, its whole part of the device counts as changed from then
+//! on. Too much is safe, too little never is. Bits are only ever set.
+//!
+//! Everything here is lock-free and may be called in any context unless it says otherwise.
+
+use super::abi::ioctl::Extent;
+use super::lazy::{Content, Lazy};
+use super::mem::{AllocError, Context, Slots, WORDS};
+use super::sync::{fence, AtomicU64, Ordering};
+use core::mem::size_of;
+
+/// A page of bits; bit `b` of word `w` is block `64 * w + b` of the leaf.
+type Leaf = [AtomicU64; WORDS];
+
+/// Blocks that one leaf covers.
+const LEAF_BLOCKS: u64 = WORDS as u64 * 64;
+
+/// See the module's description.
+pub struct ChangeMap {
+    blocks: u64,
+    /// Bits set. Follows the bits: exact as soon as no [`ChangeMap::mark`] is running.
+    marked: AtomicU64,
+    /// Leaves that hold memory.
+    leaves: AtomicU64,
+    root: Slots<Lazy<Leaf>>,
+}
+
+/// The bits `from..to` of a word, for `from < to <= 64`.
+fn mask(from: u64, to: u64) -> u64 {
+    let low = u64::MAX.wrapping_shl(from as u32);
+    let high = u64::MAX.wrapping_shr(64u64.saturating_sub(to) as u32);
+    low & high
+}
+
+/// `x` as an index. Nothing is lost on the only target, x86-64; elsewhere the index is out of range.
+fn index(x: u64) -> usize {
+    usize::try_from(x).unwrap_or(usize::MAX)
+}
+
+/// Sets the bits `from..to` (`from < to <= LEAF_BLOCKS`) and returns how many were not set before.
+fn set_bits(leaf: &Leaf, from: u64, to: u64) -> u64 {
+    let first = from / 64;
+    let mut new = 0u64;
+    for (word, w) in leaf.iter().zip(0u64..).skip(index(first)) {
+        let base = w.wrapping_mul(64);
+        if base >= to {
+            break;
+        }
+        let m = mask(from.saturating_sub(base), to.saturating_sub(base).min(64));
+        new = new.wrapping_add(or_word(word, m));
+    }
+    new
+}
+
+/// Sets the bits `m` of a word and returns how many of them were not set before.
+fn or_word(word: &AtomicU64, m: u64) -> u64 {
+    // A block that is written again and again stays in everybody's cache: look before writing. The
+    // fence at the end of `mark` orders this look as it orders the write.
+    if word.load(Ordering::Relaxed) & m == m {
+        return 0;
+    }
+    // Of several callers that set the same bit exactly one sees it clear: this counts each bit once.
+    let old = word.fetch_or(m, Ordering::AcqRel);
+    u64::from((m & !old).count_ones())
+}
+
+impl ChangeMap {
+    /// A map of `blocks` blocks, nothing marked. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// No memory for the root.
+    pub fn new(blocks: u64) -> Result<Self, AllocError> {
+        let leaves = blocks.div_ceil(LEAF_BLOCKS);
+        Ok(Self {
+            blocks,
+            marked: AtomicU64::new(0),
+            leaves: AtomicU64::new(0),
+            root: Slots::new_zeroed(usize::try_from(leaves).map_err(|_| AllocError)?)?,
+        })
+    }
+
+    /// Blocks that the map covers.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Marks `len` blocks from `start` on; what lies behind the end of the map is left out.
+    ///
+    /// Never fails and never sleeps (see the module's description). It ends in a full memory
+    /// barrier, also when every bit was set before: whatever the caller loads afterwards (the epoch,
+    /// the state of a log) is loaded after the bits are visible to all.
+    pub fn mark(&self, start: u64, len: u64) {
+        let end = start.saturating_add(len).min(self.blocks);
+        self.mark_pieces(start, end, Context::Atomic);
+        fence(Ordering::SeqCst);
+    }
+
+    fn mark_pieces(&self, start: u64, end: u64, context: Context) {
+        let mut new = 0u64;
+        let mut at = start;
+        while at < end {
+            let leaf = at / LEAF_BLOCKS;
+            let base = leaf.saturating_mul(LEAF_BLOCKS);
+            let next = base.saturating_add(LEAF_BLOCKS).min(end);
+            if let Some(slot) = self.root.get(index(leaf)) {
+                let (from, to) = (at.saturating_sub(base), next.saturating_sub(base));
+                new = new.wrapping_add(self.mark_leaf(slot, leaf, from, to, context));
+            }
+            at = next;
+        }
+        if new != 0 {
+            // Relaxed: a number for people; nothing is derived from its order.
+            self.marked.fetch_add(new, Ordering::Relaxed);
+        }
+    }
+
+    /// Blocks that the leaf number `leaf` really has: fewer in the last one.
+    fn leaf_blocks(&self, leaf: u64) -> u64 {
+        let base = leaf.saturating_mul(LEAF_BLOCKS);
+        self.blocks.saturating_sub(base).min(LEAF_BLOCKS)
+    }
+
+    /// Marks `from..to` of a leaf; returns how many blocks were not marked before.
+    fn mark_leaf(&self, slot: &Lazy<Leaf>, leaf: u64, from: u64, to: u64, context: Context) -> u64 {
+        let all = self.leaf_blocks(leaf);
+        if from == 0 && to >= all && slot.fill() {
+            // All of an untouched leaf: "full" is the exact answer, and free.
+            return all;
+        }
+        match slot.get_or_alloc(context) {
+            Ok((Content::Page(page), fresh)) => {
+                if fresh {
+                    self.leaves.fetch_add(1, Ordering::Relaxed);
+                }
+                set_bits(page, from, to)
+            }
+            Ok((Content::Full | Content::Empty, _)) => 0,
+            Err(AllocError) => {
+                if slot.fill() {
+                    return all;
+                }
+                // Somebody else put a leaf there meanwhile.
+                match slot.load() {
+                    Content::Page(page) => set_bits(page, from, to),
+                    Content::Full | Content::Empty => 0,
+                }
+            }
+        }
+    }
+
+    /// The word that block `block` is in.
+    fn word(&self, block: u64) -> u64 {
+        let slot = self.root.get(index(block / LEAF_BLOCKS));
+        match slot.map(Lazy::load) {
+            Some(Content::Page(page)) => page
+                .get(index(block % LEAF_BLOCKS / 64))
+                // Acquire: who sees a bit sees what its writer did before it set the bit.
+                .map_or(0, |w| w.load(Ordering::Acquire)),
+            Some(Content::Full) => u64::MAX,
+            Some(Content::Empty) | None => 0,
+        }
+    }
+
+    /// Whether a block is marked; false behind the end of the map.
+    pub fn is_marked(&self, block: u64) -> bool {
+        block < self.blocks && self.word(block) & mask(block % 64, block % 64 + 1) != 0
+    }
+
+    /// The first block from `from` on whose bit is `value`.
+    fn find(&self, from: u64, value: bool) -> Option<u64> {
+        let flip = if value { 0 } else { u64::MAX };
+        let mut at = from;
+        while at < self.blocks {
+            let uniform = match self.root.get(index(at / LEAF_BLOCKS)).map(Lazy::load) {
+                Some(Content::Page(_)) => None,
+                Some(Content::Full) => Some(true),
+                Some(Content::Empty) | None => Some(false),
+            };
+            let step = match uniform {
+                Some(v) if v == value => return Some(at),
+                Some(_) => LEAF_BLOCKS,
+                None => {
+                    let hits = (self.word(at) ^ flip) & u64::MAX.wrapping_shl((at % 64) as u32);
+                    if hits != 0 {
+                        let block = (at - at % 64).saturating_add(u64::from(hits.trailing_zeros()));
+                        return (block < self.blocks).then_some(block);
+                    }
+                    64
+                }
+            };
+            at = (at - at % step).checked_add(step)?;
+        }
+        None
+    }
+
+    /// The next run of marked blocks, as long as it gets, at or after `from`; it starts at `from`
+    /// when that block lies within a run. A run that grows meanwhile is reported as it was found.
+    pub fn next_run(&self, from: u64) -> Option<Extent> {
+        let start = self.find(from, true)?;
+        let end = self.find(start, false).unwrap_or(self.blocks);
+        let len = end.saturating_sub(start);
+        Some(Extent { start, len })
+    }
+
+    /// Number of marked blocks: exact when no `mark` is running, at most behind by those that are.
+    pub fn count(&self) -> u64 {
+        self.marked.load(Ordering::Relaxed)
+    }
+
+    /// Marks all that is marked in `other`. May sleep. Never fails: without memory it marks too much.
+    pub fn merge_from(&self, other: &ChangeMap) {
+        let mut from = 0;
+        while let Some(run) = other.next_run(from) {
+            let end = run.start.saturating_add(run.len);
+            self.mark_pieces(run.start, end.min(self.blocks), Context::Sleep);
+            from = end;
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Memory that the map holds, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let leaves = self.leaves.load(Ordering::Relaxed);
+        (self.root.len() as u64)
+            .saturating_mul(size_of::<Lazy<Leaf>>() as u64)
+            .saturating_add(leaves.saturating_mul(size_of::<Leaf>() as u64))
+    }
+
+    /// Writes the COW file's index entries of the blocks from `first_block` on to `out`: 1 for a
+    /// marked block, 0 for others and behind the end. Returns false when all are 0.
+    pub fn fill_index(&self, first_block: u64, out: &mut [u64]) -> bool {
+        let mut any = 0;
+        let mut word = 0;
+        for (i, entry) in (0u64..).zip(out.iter_mut()) {
+            let block = first_block.saturating_add(i);
+            if i == 0 || block % 64 == 0 {
+                word = self.word(block);
+            }
+            *entry = if block < self.blocks {
+                word.wrapping_shr((block % 64) as u32) & 1
+            } else {
+                0
+            };
+            any |= *entry;
+        }
+        any != 0
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Where the COW file lies on the origin.
+//!
+//! The same extents are kept in two orders: *by file* (sorted by `file_block`), to find where a
+//! position of the file is, and *by origin* (sorted by `origin_block`), to find whether a block of
+//! the origin belongs to the file. All lookups are binary searches on slices. No overlaps in either
+//! order, no empty extents: [`validate`] and [`validate_by_origin`] check that once.
+//!
+//! Any context.
+
+use super::abi::cow::SECTORS_PER_BLOCK;
+
+/// A piece of the COW file that is contiguous on the origin. All numbers are 4096-byte blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileExtent {
+    /// First block, counted from the start of the file.
+    pub file_block: u64,
+    /// Where it is, counted from the start of the tracked device.
+    pub origin_block: u64,
+    /// Number of blocks, never 0.
+    pub len: u64,
+}
+
+impl FileExtent {
+    /// The block of the file behind this extent.
+    pub const fn file_end(&self) -> u64 {
+        self.file_block.saturating_add(self.len)
+    }
+
+    /// The block of the origin behind this extent.
+    pub const fn origin_end(&self) -> u64 {
+        self.origin_block.saturating_add(self.len)
+    }
+
+    /// First sector on the tracked device (512 bytes, from the device's start).
+    pub const fn origin_sector(&self) -> u64 {
+        self.origin_block.saturating_mul(SECTORS_PER_BLOCK)
+    }
+
+    /// The extent without its first `n` blocks; empty (`len` 0) when it has no more.
+    pub const fn skip(&self, n: u64) -> Self {
+        let n = if n < self.len { n } else { self.len };
+        Self {
+            file_block: self.file_block.saturating_add(n),
+            origin_block: self.origin_block.saturating_add(n),
+            len: self.len.saturating_sub(n),
+        }
+    }
+
+    /// Takes `next` in if it continues this extent, in the file and on the origin; true if so.
+    pub fn append(&mut self, next: FileExtent) -> bool {
+        let fits = self.file_block.checked_add(self.len) == Some(next.file_block)
+            && self.origin_block.checked_add(self.len) == Some(next.origin_block);
+        match self.len.checked_add(next.len) {
+            Some(len) if fits => {
+                self.len = len;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Appends `next` to a list whose last element is `last`. Returns what the caller has to push: `None`
+/// when `next` was merged into `last`, or is empty.
+///
+/// ```ignore
+/// if let Some(e) = merge_push(list.last_mut(), next) {
+///     list.push(e, flags)?;
+/// }
+/// ```
+pub fn merge_push(last: Option<&mut FileExtent>, next: FileExtent) -> Option<FileExtent> {
+    if next.len == 0 || last.is_some_and(|last| last.append(next)) {
+        None
+    } else {
+        Some(next)
+    }
+}
+
+/// Sorts by place in the file.
+pub fn sort_by_file(list: &mut [FileExtent]) {
+    list.sort_unstable_by_key(|e| e.file_block);
+}
+
+/// Sorts by place on the origin.
+pub fn sort_by_origin(list: &mut [FileExtent]) {
+    list.sort_unstable_by_key(|e| e.origin_block);
+}
+
+/// The last extent whose `key` is at most `at`.
+fn at_or_before(
+    list: &[FileExtent],
+    at: u64,
+    key: impl Fn(&FileExtent) -> u64,
+) -> Option<&FileExtent> {
+    let behind = list.partition_point(|e| key(e) <= at);
+    list.get(behind.checked_sub(1)?)
+}
+
+/// Where a block of the file is: the block of the origin, and how many blocks (this one included) go
+/// on contiguously from there. `None`: not in the file.
+pub fn locate(by_file: &[FileExtent], file_block: u64) -> Option<(u64, u64)> {
+    let rest = covering(at_or_before(by_file, file_block, |e| e.file_block)?, |e| {
+        file_block.checked_sub(e.file_block)
+    })?;
+    Some((rest.origin_block, rest.len))
+}
+
+/// Which block of the file a block of the origin is, and how many blocks (this one included) go on
+/// contiguously from there. `None`: the block does not belong to the file.
+pub fn owner(by_origin: &[FileExtent], origin_block: u64) -> Option<(u64, u64)> {
+    let rest = covering(
+        at_or_before(by_origin, origin_block, |e| e.origin_block)?,
+        |e| origin_block.checked_sub(e.origin_block),
+    )?;
+    Some((rest.file_block, rest.len))
+}
+
+/// The rest of the extent from the given distance on, if that is within it.
+fn covering(e: &FileExtent, distance: impl Fn(&FileExtent) -> Option<u64>) -> Option<FileExtent> {
+    let rest = e.skip(distance(e)?);
+    (rest.len != 0).then_some(rest)
+}
+
+/// The first piece of the range of `len` origin blocks from `start` on that belongs to the file, cut
+/// to that range; contiguous in both orders.
+pub fn next_owned(by_origin: &[FileExtent], start: u64, len: u64) -> Option<FileExtent> {
+    let end = start.saturating_add(len);
+    // The first extent that ends behind `start`: ends are sorted as the starts are, for there are no
+    // overlaps.
+    let first = by_origin.partition_point(|e| e.origin_end() <= start);
+    let mut piece = *by_origin.get(first)?;
+    piece = piece.skip(start.saturating_sub(piece.origin_block));
+    piece.len = piece.len.min(end.saturating_sub(piece.origin_block));
+    (piece.len != 0).then_some(piece)
+}
+
+/// Whether any of `len` origin blocks from `start` on belongs to the file.
+pub fn overlaps(by_origin: &[FileExtent], start: u64, len: u64) -> bool {
+    next_owned(by_origin, start, len).is_some()
+}
+
+/// Checks extents sorted by file: together they are exactly the blocks `0..file_blocks`, and all lie
+/// within the origin. Whether they overlap on the origin only [`validate_by_origin`] can tell.
+///
+/// # Errors
+///
+/// What is wrong, for the kernel log.
+pub fn validate(
+    by_file: &[FileExtent],
+    file_blocks: u64,
+    origin_blocks: u64,
+) -> Result<(), &'static str> {
+    let mut next = 0;
+    for e in by_file {
+        if e.len == 0 {
+            return Err("empty extent");
+        }
+        if e.file_block > next {
+            return Err("hole in the file");
+        }
+        if e.file_block < next {
+            return Err("extents overlap in the file");
+        }
+        next = match e.file_block.checked_add(e.len) {
+            Some(end) if end <= file_blocks => end,
+            _ => return Err("extent behind the end of the file"),
+        };
+        match e.origin_block.checked_add(e.len) {
+            Some(end) if end <= origin_blocks => {}
+            _ => return Err("extent behind the end of the device"),
+        }
+    }
+    if next < file_blocks {
+        return Err("the end of the file has no extent");
+    }
+    Ok(())
+}
+
+/// Checks extents sorted by origin: no two of them share a block.
+///
+/// # Errors
+///
+/// What is wrong, for the kernel log.
+pub fn validate_by_origin(by_origin: &[FileExtent]) -> Result<(), &'static str> {
+    let mut next = 0;
+    for e in by_origin {
+        if e.len == 0 {
+            return Err("empty extent");
+        }
+        if e.origin_block < next {
+            return Err("extents overlap on the device");
+        }
+        next = e
+            .origin_block
+            .checked_add(e.len)
+            .ok_or("extent behind the end of the device")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Where the parts of a snapshot read come from.
+//!
+//! The rules for a block, first match wins (COMPAT.md section 5):
+//!
+//! 1. A metadata block (header, index) of the running COW file reads as zeros, always.
+//! 2. A data block of the running COW file that was taken for a copy reads as zeros.
+//! 3. Old data in memory or in the COW file is read from there.
+//! 4. Everything else is read from the origin, data blocks of the COW file that were not taken yet
+//!    among it. Claimed blocks too: the overwrite is not issued before they are published.
+//!
+//! A piece from the origin is true only if [`View::origin_holds`] says so *after* its read has
+//! completed; else ask for a new plan for that piece. The loop ends: each round some block has moved
+//! on for good, and no block goes back to the origin.
+//!
+//! Any context; no lock.
+
+use super::abi::cow::SECTORS_PER_BLOCK;
+use super::block_map::{BlockMap, Entry};
+use super::extents::{next_owned, FileExtent};
+use super::space::Space;
+
+/// What a snapshot read is planned from.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// Where old data is.
+    pub map: &'a BlockMap,
+    /// The running COW file's extents, sorted by origin.
+    pub own: &'a [FileExtent],
+    /// The first block of the file behind header and index.
+    pub first_data: u64,
+    /// Which blocks of the file hold copies.
+    pub space: &'a Space,
+}
+
+/// Where a piece comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Zeros.
+    Zero,
+    /// The copy ring: the number of the copy that holds the piece's first sector.
+    Copy {
+        /// Number of the first block's copy; the blocks behind it have the numbers that follow.
+        seq: u64,
+    },
+    /// The COW file: the block that holds the piece's first sector.
+    Cow {
+        /// The first block's place in the file; the blocks behind it follow in the *file* (not
+        /// necessarily on the origin).
+        file_block: u64,
+    },
+    /// The origin, same place. To be checked afterwards with [`View::origin_holds`].
+    Origin,
+}
+
+impl Source {
+    /// The source of the block that lies `n` blocks behind one of this source, in the same piece.
+    fn advanced(self, n: u64) -> Self {
+        match self {
+            Source::Copy { seq } => Source::Copy {
+                seq: seq.saturating_add(n),
+            },
+            Source::Cow { file_block } => Source::Cow {
+                file_block: file_block.saturating_add(n),
+            },
+            Source::Zero | Source::Origin => self,
+        }
+    }
+}
+
+/// Contiguous sectors of the snapshot that come from one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// First sector (512 bytes), from the start of the snapshot.
+    pub sector: u64,
+    /// Number of sectors.
+    pub sectors: u64,
+    /// Where they come from.
+    pub source: Source,
+}
+
+impl Piece {
+    /// Sectors between the start of the first block and the start of the piece.
+    pub const fn offset_in_block(&self) -> u64 {
+        self.sector % SECTORS_PER_BLOCK
+    }
+}
+
+impl<'a> View<'a> {
+    /// The pieces of `sectors` sectors from `sector` on, in order, each as long as it gets, and
+    /// without a gap up to the end of the block map. The plan is made while it is iterated.
+    pub fn plan(&self, sector: u64, sectors: u64) -> Plan<'a> {
+        let end = sector.saturating_add(sectors);
+        Plan {
+            view: *self,
+            sector,
+            end,
+            next_block: sector / SECTORS_PER_BLOCK,
+            end_block: end.div_ceil(SECTORS_PER_BLOCK).min(self.map.blocks()),
+            pending: None,
+        }
+    }
+
+    /// Whether what was read from the origin for these sectors, in a read that has completed, is old
+    /// data. Whether the *snapshot* has failed meanwhile must be tested as well, behind this.
+    pub fn origin_holds(&self, sector: u64, sectors: u64) -> bool {
+        self.plan(sector, sectors)
+            .all(|piece| piece.source == Source::Origin)
+    }
+
+    /// Source of the blocks from `block` on, and for how many (at least one, at most `max`) it is
+    /// known to be the same.
+    fn source(&self, block: u64, max: u64) -> (Source, u64) {
+        let mut max = max;
+        if let Some(own) = next_owned(self.own, block, max) {
+            let before = own.origin_block.saturating_sub(block);
+            if before != 0 {
+                max = before;
+            } else if own.file_block < self.first_data {
+                let left = self.first_data.saturating_sub(own.file_block);
+                return (Source::Zero, left.min(own.len));
+            } else {
+                let (taken, n) = self.space.taken_run(own.file_block, own.len);
+                if taken {
+                    return (Source::Zero, n);
+                }
+                max = n;
+            }
+        }
+        let run = self.map.run(block, max);
+        let source = match run.entry {
+            Entry::Unclaimed | Entry::Claimed(_) => Source::Origin,
+            Entry::Memory(seq) => Source::Copy { seq },
+            Entry::Disk(file_block) => Source::Cow { file_block },
+        };
+        (source, run.len)
+    }
+}
+
+/// Iterator of [`View::plan`].
+pub struct Plan<'a> {
+    view: View<'a>,
+    /// Where the next piece starts.
+    sector: u64,
+    /// Where the last piece ends.
+    end: u64,
+    /// The first block that was not looked up yet.
+    next_block: u64,
+    end_block: u64,
+    /// Blocks looked up but not part of a piece yet: they end at `next_block`.
+    pending: Option<(Source, u64)>,
+}
+
+impl Plan<'_> {
+    /// Looks the next blocks up.
+    fn fetch(&mut self) -> Option<(Source, u64)> {
+        let left = self.end_block.checked_sub(self.next_block)?;
+        if left == 0 {
+            return None;
+        }
+        let (source, n) = self.view.source(self.next_block, left);
+        if n == 0 {
+            return None;
+        }
+        self.next_block = self.next_block.saturating_add(n);
+        Some((source, n))
+    }
+}
+
+impl Iterator for Plan<'_> {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        let (source, mut blocks) = match self.pending.take() {
+            Some(pending) => pending,
+            None => self.fetch()?,
+        };
+        while let Some((more, n)) = self.fetch() {
+            if more != source.advanced(blocks) {
+                self.pending = Some((more, n));
+                break;
+            }
+            blocks = blocks.saturating_add(n);
+        }
+        let ahead = self.pending.map_or(0, |(_, n)| n);
+        let end_block = self.next_block.saturating_sub(ahead);
+        let end = end_block.saturating_mul(SECTORS_PER_BLOCK).min(self.end);
+        let piece = Piece {
+            sector: self.sector,
+            sectors: end.saturating_sub(self.sector),
+            source,
+        };
+        self.sector = end;
+        (piece.sectors != 0).then_some(piece)
+    }
+}
