@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only
+use crate::config;
+use cow_logic::extents::*;
+use proptest::prelude::*;
+
+/// A file of pieces with lengths and gaps before them, put on the origin in a shuffled order.
+pub fn layout() -> impl Strategy<Value = Vec<FileExtent>> {
+    prop::collection::vec((1..6u64, 0..4u64), 1..8)
+        .prop_flat_map(|pieces| {
+            let order: Vec<usize> = (0..pieces.len()).collect();
+            (Just(pieces), Just(order).prop_shuffle())
+        })
+        .prop_map(|(pieces, order)| {
+            let mut origin = 0;
+            let mut placed = vec![0; pieces.len()];
+            for i in order {
+                origin += pieces[i].1;
+                placed[i] = origin;
+                origin += pieces[i].0;
+            }
+            let mut file_block = 0;
+            let mut out: Vec<FileExtent> = Vec::new();
+            for (i, (len, _)) in pieces.iter().enumerate() {
+                let next = FileExtent {
+                    file_block,
+                    origin_block: placed[i],
+                    len: *len,
+                };
+                if let Some(e) = merge_push(out.last_mut(), next) {
+                    out.push(e);
+                }
+                file_block += len;
+            }
+            out
+        })
+}
+
+pub fn file_blocks(by_file: &[FileExtent]) -> u64 {
+    by_file.last().unwrap().file_end()
+}
+
+const ORIGIN: u64 = 100;
+
+/// For each origin block the file block it is.
+pub fn owners(list: &[FileExtent]) -> Vec<Option<u64>> {
+    let mut out = vec![None; ORIGIN as usize];
+    for e in list {
+        for i in 0..e.len {
+            out[(e.origin_block + i) as usize] = Some(e.file_block + i);
+        }
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(config(3))]
+
+    #[test]
+    fn lookups_agree_with_a_table(by_file in layout()) {
+        let total = file_blocks(&by_file);
+        prop_assert_eq!(validate(&by_file, total, ORIGIN), Ok(()));
+        let mut by_origin = by_file.clone();
+        sort_by_origin(&mut by_origin);
+        prop_assert_eq!(validate_by_origin(&by_origin), Ok(()));
+        let mut back = by_origin.clone();
+        sort_by_file(&mut back);
+        prop_assert_eq!(&back, &by_file);
+
+        let owners = owners(&by_file);
+        for f in 0..total + 2 {
+            let at = owners.iter().position(|o| *o == Some(f)).map(|o| o as u64);
+            prop_assert_eq!(locate(&by_file, f).map(|l| l.0), at);
+            if let Some((o, left)) = locate(&by_file, f) {
+                let run = (0..).take_while(|i| owners.get((o + i) as usize) == Some(&Some(f + i))).count();
+                prop_assert_eq!(left, run as u64);
+            }
+        }
+        for o in 0..ORIGIN {
+            prop_assert_eq!(owner(&by_origin, o).map(|l| l.0), owners[o as usize]);
+            if let Some((f, left)) = owner(&by_origin, o) {
+                prop_assert_eq!(locate(&by_file, f), Some((o, left)));
+            }
+            for len in [0, 1, 3, 17, u64::MAX] {
+                let end = o.saturating_add(len).min(ORIGIN);
+                let first = (o..end).find(|b| owners[*b as usize].is_some());
+                let got = next_owned(&by_origin, o, len);
+                prop_assert_eq!(got.map(|e| e.origin_block), first);
+                prop_assert_eq!(overlaps(&by_origin, o, len), first.is_some());
+                if let Some(e) = got {
+                    let (f, left) = owner(&by_origin, e.origin_block).unwrap();
+                    prop_assert_eq!(e.file_block, f);
+                    prop_assert_eq!(e.len, left.min(end - e.origin_block));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_lists_are_refused(by_file in layout(), which in any::<prop::sample::Index>(), how in 0..5u8) {
+        let total = file_blocks(&by_file);
+        let mut bad = by_file.clone();
+        let i = which.index(bad.len());
+        match how {
+            0 => bad[i].len += 1,
+            1 => bad[i].len = 0,
+            2 => { bad.remove(i); }
+            3 => bad[i].file_block += 1,
+            _ => bad[i].origin_block = ORIGIN,
+        }
+        prop_assert!(validate(&bad, total, ORIGIN).is_err());
+        prop_assert!(validate(&by_file, total + 1, ORIGIN).is_err());
+
+        let mut twice = by_file.clone();
+        let copy = twice[i];
+        twice.push(FileExtent { file_block: total, ..copy });
+        sort_by_origin(&mut twice);
+        prop_assert!(validate_by_origin(&twice).is_err());
+    }
+}
+
+#[test]
+fn merging() {
+    let e = |file_block, origin_block, len| FileExtent {
+        file_block,
+        origin_block,
+        len,
+    };
+    let mut last = e(0, 10, 2);
+    assert_eq!(merge_push(Some(&mut last), e(2, 12, 3)), None);
+    assert_eq!(last, e(0, 10, 5));
+    assert_eq!(merge_push(Some(&mut last), e(5, 16, 1)), Some(e(5, 16, 1)));
+    assert_eq!(merge_push(Some(&mut last), e(6, 15, 1)), Some(e(6, 15, 1)));
+    assert_eq!(merge_push(Some(&mut last), e(5, 15, 0)), None);
+    assert_eq!(last, e(0, 10, 5));
+    assert_eq!(merge_push(None, e(1, 1, 1)), Some(e(1, 1, 1)));
+    let mut huge = e(0, 0, u64::MAX);
+    assert!(!huge.append(e(u64::MAX, u64::MAX, 1)));
+    assert_eq!(e(1, 2, 3).skip(9), e(4, 5, 0));
+    assert_eq!(e(1, 2, 3).origin_sector(), 16);
+}
+
+#[test]
+fn extremes() {
+    let end = u64::MAX;
+    let wild = [FileExtent {
+        file_block: 0,
+        origin_block: end,
+        len: 2,
+    }];
+    assert!(validate(&wild, 2, end).is_err());
+    assert!(validate_by_origin(&wild).is_err());
+    assert_eq!(locate(&[], 0), None);
+    assert_eq!(owner(&[], 0), None);
+    assert_eq!(next_owned(&[], 0, end), None);
+    assert_eq!(validate(&[], 0, 0), Ok(()));
+    assert!(validate(&[], 1, 1).is_err());
+}
