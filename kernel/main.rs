@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `dattobd`: point-in-time snapshots and changed-block tracking of mounted block devices.
+//!
+//! Where to start reading: [`intercept`] for the path of a write, [`snapshot_read`] for the path of
+//! a read, [`device`] for what the ioctls do. `ARCHITECTURE.md` follows both paths file by file.
+
+use kernel::prelude::*;
+
+#[allow(dead_code, reason = "the tools use the rest of it")]
+#[allow(unreachable_pub, reason = "it is a crate of its own elsewhere")]
+mod abi;
+
+/// The pure logic: the source files of the crate `kernel/logic`, tested on the host.
+#[allow(dead_code, reason = "some of it serves the host tests only")]
+#[allow(unreachable_pub, reason = "it is a crate of its own elsewhere")]
+mod logic {
+    pub(crate) use crate::abi;
+    pub(crate) use crate::mem;
+    /// Atomics: plain ones here, loom's in the model checks.
+    pub(crate) mod sync {
+        pub(crate) use core::sync::atomic::{fence, AtomicPtr, AtomicU64, Ordering};
+    }
+
+    #[path = "src/block_map.rs"]
+    pub mod block_map;
+    #[path = "src/change_map.rs"]
+    pub mod change_map;
+    #[path = "src/decide.rs"]
+    pub mod decide;
+    #[path = "src/errno.rs"]
+    pub mod errno;
+    #[path = "src/extents.rs"]
+    pub mod extents;
+    #[path = "src/lazy.rs"]
+    pub mod lazy;
+    #[path = "src/read_plan.rs"]
+    pub mod read_plan;
+    #[path = "src/sizes.rs"]
+    pub mod sizes;
+    #[path = "src/space.rs"]
+    pub mod space;
+    #[path = "src/state.rs"]
+    pub mod state;
+    #[path = "src/status_json.rs"]
+    pub mod status_json;
+}
+
+mod claim;
+mod copy;
+mod copy_ring;
+mod epoch;
+mod events;
+mod faults;
+mod intercept;
+mod mem;
+mod release;
+mod snapshot;
+mod snapshot_disk;
+mod snapshot_read;
+mod stored;
+mod sys;
+mod tracker;

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Memory for the pure logic (`kernel/logic`), under the names that its host build has too.
+
+use crate::sys::ffi;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU64};
+use kernel::prelude::*;
+pub(crate) use kernel::alloc::AllocError;
+
+/// Words in a page-sized leaf.
+pub(crate) const WORDS: usize = 512;
+
+/// What an allocation may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Context {
+    /// May sleep, never starts I/O (`GFP_NOIO`).
+    Sleep,
+    /// Never sleeps, takes no reserves (`GFP_NOWAIT`, `__GFP_NOMEMALLOC`).
+    Atomic,
+}
+
+/// Types whose value may be made of zero bytes.
+///
+/// # Safety
+///
+/// All-zero bytes are a valid value, the one that [`Zeroable::zeroed`] returns.
+pub(crate) unsafe trait Zeroable: Sized {
+    /// The value of zero bytes.
+    fn zeroed() -> Self;
+}
+
+// SAFETY: An atomic has the layout of its integer.
+unsafe impl Zeroable for AtomicU64 {
+    fn zeroed() -> Self {
+        Self::new(0)
+    }
+}
+
+// SAFETY: As above; the null pointer is zero.
+unsafe impl<T> Zeroable for AtomicPtr<T> {
+    fn zeroed() -> Self {
+        Self::new(core::ptr::null_mut())
+    }
+}
+
+// SAFETY: An array is its elements.
+unsafe impl<T: Zeroable, const N: usize> Zeroable for [T; N] {
+    fn zeroed() -> Self {
+        core::array::from_fn(|_| T::zeroed())
+    }
+}
+
+/// A fixed array of elements that start as zero bytes; dropping it drops the elements.
+pub(crate) struct Slots<T>(KVVec<T>);
+
+impl<T> Slots<T> {
+    /// `len` zeroed elements. May sleep; not for the write path.
+    pub(crate) fn new_zeroed(len: usize) -> Result<Self, AllocError>
+    where
+        T: Zeroable,
+    {
+        let mut v = KVVec::with_capacity(len, GFP_KERNEL | __GFP_ZERO)?;
+        // SAFETY: There is room for `len` elements, all of them zero bytes, which `T: Zeroable`
+        // makes values.
+        unsafe { v.inc_len(len) };
+        Ok(Self(v))
+    }
+}
+
+impl<T> Deref for Slots<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+/// An owned `T` of at most a page; dropping it drops the `T`.
+///
+/// # Invariants
+///
+/// The pointer is a page from `dbd_alloc_leaf` that holds a valid `T`.
+pub(crate) struct LeafBox<T>(NonNull<T>);
+
+impl<T> LeafBox<T> {
+    /// A zeroed `T`.
+    pub(crate) fn new(context: Context) -> Result<Self, AllocError>
+    where
+        T: Zeroable,
+    {
+        const {
+            assert!(core::mem::size_of::<T>() <= 4096 && core::mem::align_of::<T>() <= 4096);
+        }
+        // SAFETY: Plain allocation.
+        let page = unsafe { ffi::dbd_alloc_leaf(context == Context::Sleep) };
+        // INVARIANT: A zeroed page, which `T: Zeroable` makes a `T` (it fits, see above).
+        NonNull::new(page.cast()).map(Self).ok_or(AllocError)
+    }
+
+    /// Gives up ownership to a pointer that [`LeafBox::from_raw`] takes back.
+    pub(crate) fn into_raw(self) -> *mut T {
+        let p = self.0.as_ptr();
+        core::mem::forget(self);
+        p
+    }
+
+    /// Takes ownership back.
+    ///
+    /// # Safety
+    ///
+    /// `raw` comes from [`LeafBox::into_raw`] and was not taken back before.
+    pub(crate) unsafe fn from_raw(raw: *mut T) -> Self {
+        // SAFETY: The caller's promise: not null.
+        Self(unsafe { NonNull::new_unchecked(raw) })
+    }
+}
+
+impl<T> Drop for LeafBox<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the invariant a `T` in a page of its own; both are given up here.
+        unsafe {
+            self.0.as_ptr().drop_in_place();
+            kernel::bindings::free_pages(self.0.as_ptr() as usize, 0);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* See shim.h. Every function here wraps one inline function or macro of the kernel. */
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+
+#include "shim.h"
+
+/* May sleep. After it no probe that was unregistered before still runs. */
+void dbd_tracepoint_sync(void)
+{
+	tracepoint_synchronize_unregister();
+}
+
+/* WQ_MEM_RECLAIM: writeback waits for this queue, so it needs a rescuer of its own. */
+struct workqueue_struct *dbd_alloc_workqueue(const char *name, unsigned int minor)
+{
+	return alloc_workqueue("%s/%u", WQ_MEM_RECLAIM | WQ_UNBOUND | WQ_HIGHPRI, 0,
+			       name, minor);
+}
+
+/*
+ * A read-only disk with the limits of @origin, whose bios it passes on as clones: block sizes and
+ * alignment must be the origin's, everything that changes data is off.
+ */
+struct gendisk *dbd_alloc_snapshot_disk(struct block_device *origin)
+{
+	struct queue_limits lim;
+
+	blk_set_stacking_limits(&lim);
+	queue_limits_stack_bdev(&lim, origin, 0, "datto");
+	lim.features &= BLK_FEAT_ROTATIONAL;
+	lim.max_hw_discard_sectors = 0;
+	lim.max_user_discard_sectors = 0;
+	lim.max_secure_erase_sectors = 0;
+	lim.max_write_zeroes_sectors = 0;
+	lim.max_hw_wzeroes_unmap_sectors = 0;
+	lim.max_user_wzeroes_unmap_sectors = 0;
+	lim.chunk_sectors = 0;
+	return blk_alloc_disk(&lim, NUMA_NO_NODE);
+}
+
+/* Bios reach it only by redirection, past all checks against its limits. */
+struct gendisk *dbd_alloc_shadow_disk(void)
+{
+	struct queue_limits lim = { };
+
+	return blk_alloc_disk(&lim, NUMA_NO_NODE);
+}
+
+/*
+ * Sets *closing, which the disk's open() looks at under the same mutex, when nobody holds the disk
+ * open. open_mutex makes "no opener" and "no further opener" one step.
+ */
+bool dbd_disk_close_if_unused(struct gendisk *disk, bool *closing)
+{
+	bool unused;
+
+	mutex_lock(&disk->open_mutex);
+	unused = !disk_openers(disk);
+	if (unused)
+		WRITE_ONCE(*closing, true);
+	mutex_unlock(&disk->open_mutex);
+	return unused;
+}
+
+void dbd_disk_reopen(struct gendisk *disk, bool *closing)
+{
+	mutex_lock(&disk->open_mutex);
+	WRITE_ONCE(*closing, false);
+	mutex_unlock(&disk->open_mutex);
+}
+
+/*
+ * Waits until every bio that had entered the queue of a request-based device is completed. For a
+ * bio-based one there is no such point: wait for a moment without I/O, but not for long.
+ */
+void dbd_queue_drain(struct block_device *bdev)
+{
+	struct request_queue *q = bdev_get_queue(bdev);
+
+	if (queue_is_mq(q)) {
+		unsigned int flags = blk_mq_freeze_queue(q);
+
+		blk_mq_unfreeze_queue(q, flags);
+	} else {
+		unsigned long end = jiffies + HZ / 10;
+
+		while (bdev_count_inflight(bdev) && time_before(jiffies, end))
+			schedule_timeout_uninterruptible(1);
+	}
+}
+
+void dbd_bio_inc_remaining(struct bio *bio)
+{
+	bio_inc_remaining(bio);
+}
+
+/* Copies @len bytes of @src (zeros when NULL) into @bio, @skip bytes behind its current position. */
+void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
+		  struct page *src, unsigned int src_offset)
+{
+	struct bvec_iter iter = bio->bi_iter;
+	struct bio_vec bv;
+
+	if (skip)
+		bio_advance_iter(bio, &iter, skip);
+	iter.bi_size = min(iter.bi_size, len);
+	__bio_for_each_segment(bv, bio, iter, iter) {
+		if (src) {
+			char *from = kmap_local_page(src);
+
+			memcpy_to_bvec(&bv, from + src_offset);
+			kunmap_local(from);
+			src_offset += bv.bv_len;
+		} else {
+			memzero_bvec(&bv);
+		}
+	}
+}
+
+/*
+ * No reclaim and no reserves: the caller has a reserve of its own, and may itself be the one that
+ * reclaim waits for.
+ */
+struct page *dbd_alloc_page(void)
+{
+	return alloc_page(__GFP_NORETRY | __GFP_NOWARN | __GFP_NOMEMALLOC | GFP_NOWAIT);
+}
+
+void dbd_get_page(struct page *page)
+{
+	get_page(page);
+}
+
+void dbd_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+bool dbd_page_is_sole(struct page *page)
+{
+	return page_count(page) == 1;
+}
+
+void dbd_zero_page_from(struct page *page, unsigned int offset)
+{
+	memzero_page(page, offset, PAGE_SIZE - offset);
+}
+
+void dbd_gate_wait(atomic64_t *count)
+{
+	wait_var_event(count, atomic64_read_acquire(count) == 0);
+}
+
+void dbd_gate_wake(atomic64_t *count)
+{
+	wake_up_var(count);
+}
+
+/*
+ * A zeroed page of map. Without @sleep: from a probe, which kswapd may run too, so no reserves.
+ * With it: from a worker that writeback waits for, so no I/O.
+ */
+void *dbd_alloc_leaf(bool sleep)
+{
+	gfp_t gfp = sleep ? GFP_NOIO | __GFP_NORETRY : GFP_NOWAIT;
+
+	return (void *)__get_free_page(gfp | __GFP_ZERO | __GFP_NOWARN | __GFP_NOMEMALLOC);
+}
+
+const gfp_t dbd_gfp_noio = GFP_NOIO;
+
+unsigned int dbd_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void dbd_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}

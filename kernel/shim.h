@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the engine needs of the block layer and cannot reach from Rust: inline functions, macros
+ * that declare static lock classes, and variadic macros. No policy in here.
+ */
+#ifndef DATTOBD_SHIM_H
+#define DATTOBD_SHIM_H
+
+#include <linux/bio.h>
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/part_stat.h>
+#include <linux/tracepoint.h>
+#include <linux/wait_bit.h>
+#include <linux/workqueue.h>
+
+void dbd_tracepoint_sync(void);
+struct workqueue_struct *dbd_alloc_workqueue(const char *name, unsigned int minor);
+struct gendisk *dbd_alloc_snapshot_disk(struct block_device *origin);
+struct gendisk *dbd_alloc_shadow_disk(void);
+bool dbd_disk_close_if_unused(struct gendisk *disk, bool *closing);
+void dbd_disk_reopen(struct gendisk *disk, bool *closing);
+void dbd_queue_drain(struct block_device *bdev);
+void dbd_bio_inc_remaining(struct bio *bio);
+void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
+		  struct page *src, unsigned int src_offset);
+struct page *dbd_alloc_page(void);
+void dbd_get_page(struct page *page);
+void dbd_put_page(struct page *page);
+bool dbd_page_is_sole(struct page *page);
+void dbd_zero_page_from(struct page *page, unsigned int offset);
+void dbd_gate_wait(atomic64_t *count);
+void dbd_gate_wake(atomic64_t *count);
+void *dbd_alloc_leaf(bool sleep);
+extern const gfp_t dbd_gfp_noio;
+unsigned int dbd_noio_save(void);
+void dbd_noio_restore(unsigned int flags);
+
+#endif

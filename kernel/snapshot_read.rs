@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Reading the snapshot: where each part of a read comes from, and whether it still held when the
+//! read was done.
+//!
+//! A part read from the origin is checked again on completion. Publication of a copy comes before
+//! the overwrite is let go, and so before any read that could have seen the new data completes: if
+//! the block is not published by then, what was read is old. Otherwise that part is read again, from
+//! the copy. No lock is held across I/O, and readers do not wait for one another.
+
+use crate::faults::{self, Fault};
+use crate::logic::read_plan::{Piece, Source, View};
+use crate::snapshot::{FileMap, Snapshot, Wake};
+use crate::sys::{
+    bio::{HeldBio, Parent, Status},
+    bio_pool::{EndIo, PoolBio},
+};
+use core::sync::atomic::{fence, Ordering};
+use kernel::sync::{Arc, ArcBorrow};
+
+/// One piece of a snapshot read that is under way: a clone of a part of the reader's bio.
+pub(crate) struct ReadPart {
+    snapshot: Arc<Snapshot>,
+    file: Arc<FileMap>,
+    parent: Parent,
+    /// First sector of the snapshot.
+    sector: u64,
+    sectors: u64,
+    /// Sectors between the start of the reader's bio and this part.
+    skip: u64,
+    /// Comes from the origin: to be checked again.
+    check: bool,
+}
+
+/// Answers a reader's bio. May be called inside another `submit_bio`: nothing in here waits for other
+/// bios, apart from the pool, whose rescuer sees to those on this task's list.
+pub(crate) fn submit(snap: ArcBorrow<'_, Snapshot>, bio: HeldBio) {
+    let (sector, sectors) = (bio.view().sector(), bio.view().sectors());
+    let snap: Arc<Snapshot> = snap.into();
+    issue(&snap, bio.into_parent(), sector, sectors, 0);
+}
+
+/// The work: repeats the parts that did not hold.
+pub(crate) fn repeat(snap: &Arc<Snapshot>) {
+    for bio in snap.rereads.take() {
+        // Frees the bio before `issue` allocates the next: the pool must not wait for itself.
+        let part = bio.into_payload();
+        let ReadPart { snapshot, parent, sector, sectors, skip, .. } = part;
+        issue(&snapshot, parent, sector, sectors, skip);
+        snap.readers.leave();
+    }
+}
+
+/// Reads `sectors` sectors from `sector` on into the bio of `whole`, `skip` sectors behind its start.
+fn issue(snap: &Arc<Snapshot>, whole: Parent, sector: u64, sectors: u64, skip: u64) {
+    if snap.error().is_some() {
+        return whole.complete(Status::IoError);
+    }
+    let file = snap.file_map();
+    let view = view(snap, &file);
+    let mut status = Status::Ok;
+    for piece in view.plan(sector, sectors) {
+        let skip = skip.saturating_add(piece.sector.saturating_sub(sector));
+        let ok = match piece.source {
+            Source::Zero => {
+                whole.view().fill(bytes(skip), bytes(piece.sectors), None, 0);
+                true
+            }
+            Source::Copy { seq } => from_memory(snap, &whole, &piece, seq, skip),
+            Source::Cow { file_block } => from_file(snap, &file, &whole, &piece, file_block, skip),
+            Source::Origin => send(snap, &file, &whole, piece.sector, piece.sectors, piece.sector, skip, true),
+        };
+        if !ok {
+            status = Status::IoError;
+            break;
+        }
+    }
+    whole.complete(status);
+}
+
+fn view<'a>(snap: &'a Snapshot, file: &'a FileMap) -> View<'a> {
+    View { map: &snap.map, own: &file.by_origin, first_data: snap.first_data, space: &snap.space }
+}
+
+/// Sectors of one bio in bytes: they fit, as a bio's size does.
+fn bytes(sectors: u64) -> u32 {
+    (sectors << 9) as u32
+}
+
+/// Copies a piece out of the ring.
+fn from_memory(snap: &Arc<Snapshot>, whole: &Parent, piece: &Piece, seq: u64, skip: u64) -> bool {
+    let mut done = 0;
+    let mut seq = seq;
+    while done < piece.sectors {
+        let offset = piece.sector.saturating_add(done) % 8;
+        let n = (8 - offset).min(piece.sectors.saturating_sub(done));
+        let at = skip.saturating_add(done);
+        let page = snap.ring.lock().page(seq);
+        match page {
+            Some(page) => whole.view().fill(bytes(at), bytes(n), Some(&page), bytes(offset)),
+            // On disk since we looked: the map says so now.
+            None => issue(snap, whole.split(), piece.sector.saturating_add(done), n, at),
+        }
+        done = done.saturating_add(n);
+        seq = seq.saturating_add(1);
+    }
+    true
+}
+
+/// Reads a piece from the COW file, extent by extent.
+fn from_file(
+    snap: &Arc<Snapshot>,
+    file: &Arc<FileMap>,
+    whole: &Parent,
+    piece: &Piece,
+    file_block: u64,
+    skip: u64,
+) -> bool {
+    let mut done = 0;
+    let mut file_block = file_block;
+    while done < piece.sectors {
+        let Some((block, run)) = Snapshot::locate(file, file_block) else { return false };
+        let offset = piece.sector.saturating_add(done) % 8;
+        let n = run.saturating_mul(8).saturating_sub(offset).min(piece.sectors.saturating_sub(done));
+        let from = block.saturating_mul(8).saturating_add(offset);
+        let sector = piece.sector.saturating_add(done);
+        if !send(snap, file, whole, sector, n, from, skip.saturating_add(done), false) {
+            return false;
+        }
+        done = done.saturating_add(n);
+        file_block = file_block.saturating_add(offset.saturating_add(n) / 8);
+    }
+    true
+}
+
+/// Sends a clone of a part of the bio to sector `from` of the origin.
+#[expect(clippy::too_many_arguments, reason = "each is one coordinate of the same read")]
+fn send(
+    snap: &Arc<Snapshot>,
+    file: &Arc<FileMap>,
+    whole: &Parent,
+    sector: u64,
+    sectors: u64,
+    from: u64,
+    skip: u64,
+    check: bool,
+) -> bool {
+    let part = ReadPart {
+        snapshot: snap.clone(),
+        file: file.clone(),
+        parent: whole.split(),
+        sector,
+        sectors,
+        skip,
+        check,
+    };
+    match snap.part_pool.clone_part(whole.view(), skip, sectors, snap.bdev, from, part) {
+        Some(bio) => {
+            snap.readers.enter();
+            bio.submit();
+            true
+        }
+        // The part was dropped with its share of the bio, which fails it.
+        None => false,
+    }
+}
+
+impl ReadPart {
+    /// Whether what was read is what the snapshot holds.
+    fn holds(&self) -> bool {
+        if !self.check || faults::active(Fault::NoRecheck) {
+            return true;
+        }
+        // The look at the map must not move before the completion that brought us here.
+        fence(Ordering::SeqCst);
+        view(&self.snapshot, &self.file).origin_holds(self.sector, self.sectors)
+    }
+}
+
+impl EndIo for ReadPart {
+    fn end_io(bio: PoolBio<Self>) {
+        let ok = bio.status() == Status::Ok;
+        if ok && !bio.payload().holds() {
+            let snapshot = bio.payload().snapshot.clone();
+            snapshot.rereads.push(bio);
+            snapshot.as_arc_borrow().wake_reread();
+            return;
+        }
+        let ReadPart { snapshot, parent, .. } = bio.into_payload();
+        // After the check: a failure is stored before a write is let go that the check cannot see.
+        let ok = ok && snapshot.error().is_none();
+        let readers = snapshot.readers.clone();
+        // Before leaving: whoever waits for the gate may then drop the last reference, in a context
+        // that may sleep, which this one may not.
+        drop(snapshot);
+        parent.complete(if ok { Status::Ok } else { Status::IoError });
+        readers.leave();
+    }
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Copies that have reached the COW file: publishes their place and frees their memory.
+
+use crate::snapshot::{Snapshot, Wake};
+use crate::sys::bio::Status;
+use core::sync::atomic::Ordering;
+use kernel::{prelude::*, sync::Arc};
+
+/// The work: takes note of completed writes.
+pub(crate) fn run(snap: &Arc<Snapshot>) {
+    for mut bio in snap.writes_done.take() {
+        let seq = bio.payload().seq;
+        let n = bio.pages();
+        // The bio's own references go first, so that the ring's is the last and can be recycled.
+        for i in 0..n {
+            drop(bio.take_page(i));
+        }
+        if bio.status() == Status::Ok {
+            let mut ring = snap.ring.lock();
+            for seq in seq..seq.saturating_add(u64::from(n)) {
+                if let Some((block, file_block)) = ring.place(seq) {
+                    // Published before the page goes: a reader that misses it in the ring looks at
+                    // the map again.
+                    snap.map.stored(block, seq, file_block);
+                }
+                ring.retire(seq);
+            }
+        } else {
+            Snapshot::fail(snap.as_arc_borrow(), EIO);
+        }
+        drop(bio);
+        snap.writes.leave();
+    }
+    if snap.lets_go() {
+        snap.as_arc_borrow().wake_release();
+    }
+    if snap.claim_blocked.swap(false, Ordering::SeqCst) {
+        snap.as_arc_borrow().wake_claim();
+    }
+    snap.as_arc_borrow().wake_copy();
+}

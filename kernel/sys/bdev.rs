@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A block device that somebody else keeps open for us.
+
+use super::ffi;
+use core::ptr::NonNull;
+use kernel::bindings;
+
+/// A `struct block_device` that is known to stay.
+///
+/// # Invariants
+///
+/// The pointer is valid for as long as any copy of the value is used: whoever made it with
+/// [`Bdev::new`] holds the device open for longer than that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bdev(NonNull<bindings::block_device>);
+
+// SAFETY: The block layer's structures are made for use from any task.
+unsafe impl Send for Bdev {}
+// SAFETY: As above; all methods only read fields that do not change while the device is open.
+unsafe impl Sync for Bdev {}
+
+impl Bdev {
+    /// # Safety
+    ///
+    /// `ptr` is valid and stays so until the last copy of the result is gone.
+    pub(crate) unsafe fn new(ptr: *mut bindings::block_device) -> Option<Self> {
+        NonNull::new(ptr).map(Self)
+    }
+
+    pub(crate) fn as_ptr(self) -> *mut bindings::block_device {
+        self.0.as_ptr()
+    }
+
+    /// The disk that this device is a part of (or the whole of).
+    pub(crate) fn disk(self) -> *mut bindings::gendisk {
+        // SAFETY: Valid by the type invariant; `bd_disk` is fixed while the device is open.
+        unsafe { (*self.as_ptr()).bd_disk }
+    }
+
+    /// The device of the whole disk.
+    pub(crate) fn whole(self) -> Bdev {
+        // SAFETY: `bd_disk` is valid while the device is open, and a live disk has its `part0`,
+        // which lives as long as the disk.
+        let part0 = unsafe { (*self.disk()).part0 };
+        NonNull::new(part0).map_or(self, Bdev)
+    }
+
+    /// First 512-byte sector, counted from the start of the disk.
+    pub(crate) fn start_sector(self) -> u64 {
+        // SAFETY: Valid by the type invariant.
+        unsafe { (*self.as_ptr()).bd_start_sect }
+    }
+
+    /// Size now, in 512-byte sectors.
+    pub(crate) fn sectors(self) -> u64 {
+        // SAFETY: Valid by the type invariant.
+        unsafe { (*self.as_ptr()).bd_nr_sectors }
+    }
+
+    /// Waits for I/O that has entered the device's queue (see `shim.c`). May sleep.
+    pub(crate) fn drain(self) {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_queue_drain(self.as_ptr()) }
+    }
+}

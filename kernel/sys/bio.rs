@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Bios that belong to somebody else: looked at by the probe, or held back for a while.
+
+use super::{bdev::Bdev, bio_pool::PoolId, ffi, page::CopyPage};
+use core::marker::PhantomData;
+use core::ptr::{null_mut, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use kernel::bindings;
+
+/// The low bits of `bi_opf`: the operation (`REQ_OP_MASK`, `include/linux/blk_types.h`).
+const OP_MASK: u32 = (1 << bindings::REQ_OP_BITS) - 1;
+
+/// Status that a bio is ended with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Ok,
+    IoError,
+}
+
+impl Status {
+    fn raw(self) -> bindings::blk_status_t {
+        match self {
+            Status::Ok => bindings::BLK_STS_OK as _,
+            // `BLK_STS_IOERR`, a cast macro that bindgen skips (`include/linux/blk_types.h`).
+            Status::IoError => 10,
+        }
+    }
+}
+
+/// A bio that somebody else owns, seen for a moment.
+#[derive(Clone, Copy)]
+pub(crate) struct BioRef<'a>(NonNull<bindings::bio>, PhantomData<&'a bindings::bio>);
+
+impl<'a> BioRef<'a> {
+    /// # Safety
+    ///
+    /// `bio` is valid and only changed through this value during `'a`.
+    pub(super) unsafe fn from_raw(bio: *mut bindings::bio) -> Self {
+        // SAFETY: Valid, so not null.
+        Self(unsafe { NonNull::new_unchecked(bio) }, PhantomData)
+    }
+
+    pub(super) fn as_ptr(self) -> *mut bindings::bio {
+        self.0.as_ptr()
+    }
+
+    /// The operation (`REQ_OP_*`).
+    pub(crate) fn op(self) -> u32 {
+        // SAFETY: Valid by construction; a plain field.
+        unsafe { (*self.as_ptr()).bi_opf & OP_MASK }
+    }
+
+    /// Whether the operation changes data (all odd operations do, `op_is_write()`).
+    pub(crate) fn is_write(self) -> bool {
+        self.op() & 1 != 0
+    }
+
+    /// First sector: absolute on the disk once the bio has passed the partition remap.
+    pub(crate) fn sector(self) -> u64 {
+        // SAFETY: Valid by construction. `bvec_iter` is packed: the copy avoids a reference.
+        let iter = unsafe { (*self.as_ptr()).bi_iter };
+        iter.bi_sector
+    }
+
+    /// Length in 512-byte sectors.
+    pub(crate) fn sectors(self) -> u64 {
+        // SAFETY: As above.
+        let iter = unsafe { (*self.as_ptr()).bi_iter };
+        u64::from(iter.bi_size >> 9)
+    }
+
+    /// The disk that it is addressed to.
+    pub(crate) fn disk(self) -> *mut bindings::gendisk {
+        // SAFETY: Valid by construction; a bio in submission has a device, which has a disk.
+        unsafe { (*(*self.as_ptr()).bi_bdev).bd_disk }
+    }
+
+    /// Whether it was allocated from the given pool of ours.
+    pub(crate) fn is_of(self, pool: PoolId) -> bool {
+        // SAFETY: Valid by construction.
+        pool.matches(unsafe { (*self.as_ptr()).bi_pool })
+    }
+
+    /// Sends it to another device: `submit_bio_noacct_nocheck` reads the device again after the
+    /// tracepoint. Only from the probe. Polling is given up, as the new device does not poll.
+    pub(crate) fn redirect(self, to: Bdev) {
+        // SAFETY: The submission path leaves the bio to the probe.
+        unsafe {
+            (*self.as_ptr()).bi_opf &= !(1 << bindings::req_flag_bits___REQ_POLLED);
+            (*self.as_ptr()).bi_bdev = to.as_ptr();
+        }
+    }
+
+    /// Puts `len` bytes of `page` (zeros when `None`), from byte `offset` of it, into the bio's
+    /// buffers, `skip` bytes behind its start.
+    ///
+    /// `offset + len` stays within the page, `skip + len` within the bio.
+    pub(crate) fn fill(self, skip: u32, len: u32, page: Option<&CopyPage>, offset: u32) {
+        let src = page.map_or(null_mut(), CopyPage::as_ptr);
+        // SAFETY: The bio is valid; the C side ends at its size; the page is held by the caller.
+        unsafe { ffi::dbd_bio_fill(self.as_ptr(), skip, len, src, offset) }
+    }
+}
+
+/// A bio that we own for now: it must be resubmitted or ended, exactly once. Dropping ends it with
+/// an I/O error, so that a mistake never hangs its submitter.
+pub(crate) struct HeldBio(NonNull<bindings::bio>);
+
+// SAFETY: A bio belongs to no task.
+unsafe impl Send for HeldBio {}
+
+impl HeldBio {
+    /// # Safety
+    ///
+    /// `bio` is valid and the caller passes on its ownership.
+    pub(super) unsafe fn from_raw(bio: *mut bindings::bio) -> Self {
+        // SAFETY: Valid, so not null.
+        Self(unsafe { NonNull::new_unchecked(bio) })
+    }
+
+    fn into_raw(self) -> *mut bindings::bio {
+        let p = self.0.as_ptr();
+        core::mem::forget(self);
+        p
+    }
+
+    pub(crate) fn view(&self) -> BioRef<'_> {
+        BioRef(self.0, PhantomData)
+    }
+
+    /// Takes back the redirection to a shadow disk of `origin`.
+    ///
+    /// A bio that was addressed to a partition has been remapped, one to the whole disk has not. The
+    /// device is stored directly: `bio_set_dev` would clear that mark, and the sector, absolute by
+    /// now, would be remapped a second time.
+    pub(crate) fn restore_device(&mut self, origin: Bdev) {
+        // SAFETY: We own the bio.
+        unsafe {
+            let bio = self.0.as_ptr();
+            let remapped = (*bio).bi_flags & (1 << bindings::BIO_REMAPPED) != 0;
+            (*bio).bi_bdev = if remapped { origin } else { origin.whole() }.as_ptr();
+            // It has waited already: EAGAIN would only be confusing now.
+            (*bio).bi_opf &= !(1 << bindings::req_flag_bits___REQ_NOWAIT);
+        }
+    }
+
+    /// Sends it on its way. The probe does not see it again. May sleep.
+    pub(crate) fn resubmit(self) {
+        // SAFETY: We own the bio and give it up here.
+        unsafe { bindings::submit_bio_noacct(self.into_raw()) }
+    }
+
+    /// Completes it. Any context.
+    pub(crate) fn end(self, status: Status) {
+        let bio = self.into_raw();
+        // SAFETY: We owned the bio and give it up here.
+        unsafe {
+            if status != Status::Ok {
+                (*bio).bi_status = status.raw();
+            }
+            bindings::bio_endio(bio);
+        }
+    }
+
+    /// Turns it into the first part of itself (see [`Parent`]).
+    pub(crate) fn into_parent(self) -> Parent {
+        let bio = self.0;
+        core::mem::forget(self);
+        Parent(bio)
+    }
+}
+
+impl Drop for HeldBio {
+    fn drop(&mut self) {
+        // SAFETY: We own the bio and give it up here.
+        unsafe {
+            (*self.0.as_ptr()).bi_status = Status::IoError.raw();
+            bindings::bio_endio(self.0.as_ptr());
+        }
+    }
+}
+
+/// One outstanding part of a bio that was split up. The bio completes with its last part; dropping a
+/// part without [`Parent::complete`] fails the bio.
+pub(crate) struct Parent(NonNull<bindings::bio>);
+
+// SAFETY: A bio belongs to no task; parts only touch its status and its atomic counter.
+unsafe impl Send for Parent {}
+
+impl Parent {
+    /// The bio, whose buffers this part may fill.
+    pub(crate) fn view(&self) -> BioRef<'_> {
+        BioRef(self.0, PhantomData)
+    }
+
+    /// Adds one part that has to be completed before the bio is.
+    pub(crate) fn split(&self) -> Parent {
+        // SAFETY: Our part keeps the bio from completing.
+        unsafe { ffi::dbd_bio_inc_remaining(self.0.as_ptr()) };
+        Parent(self.0)
+    }
+
+    /// This part is done. Any context.
+    pub(crate) fn complete(self, status: Status) {
+        let bio = self.0.as_ptr();
+        core::mem::forget(self);
+        // SAFETY: Our part keeps the bio alive until `bio_endio` drops it.
+        unsafe {
+            if status != Status::Ok {
+                // Parts may race here; any of their errors will do (as in `bio_chain_endio`).
+                core::ptr::addr_of_mut!((*bio).bi_status).write_volatile(status.raw());
+            }
+            bindings::bio_endio(bio);
+        }
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        Parent(self.0).complete(Status::IoError);
+    }
+}
+
+/// A lock-free stack of bios, linked through `bi_next`. Any context may push.
+pub(crate) struct BioStack(AtomicPtr<bindings::bio>);
+
+impl BioStack {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(null_mut()))
+    }
+
+    pub(crate) fn push(&self, bio: HeldBio) {
+        // SAFETY: We own the bio.
+        unsafe { push_raw(&self.0, bio.into_raw()) }
+    }
+
+    /// Takes everything, oldest first.
+    pub(crate) fn take(&self) -> BioList {
+        // SAFETY: The chain consists of bios that `push` gave up, nobody else reaches them now.
+        unsafe { take_raw(&self.0) }
+    }
+}
+
+/// # Safety
+///
+/// The caller owns `bio` and gives it up.
+pub(super) unsafe fn push_raw(stack: &AtomicPtr<bindings::bio>, bio: *mut bindings::bio) {
+    let mut head = stack.load(Ordering::Relaxed);
+    loop {
+        // SAFETY: Owned by the caller until the exchange below succeeds.
+        unsafe { (*bio).bi_next = head };
+        // Release: whoever takes the stack sees the bio complete. There is no ABA: nobody pops one.
+        match stack.compare_exchange_weak(head, bio, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(h) => head = h,
+        }
+    }
+}
+
+/// # Safety
+///
+/// The stack holds only owned bios, pushed by [`push_raw`].
+pub(super) unsafe fn take_raw(stack: &AtomicPtr<bindings::bio>) -> BioList {
+    let mut newest = stack.swap(null_mut(), Ordering::Acquire);
+    let mut list = BioList::new();
+    while let Some(bio) = NonNull::new(newest) {
+        // SAFETY: Part of the chain that we took.
+        unsafe {
+            newest = (*bio.as_ptr()).bi_next;
+            list.push_front_raw(bio);
+        }
+    }
+    list
+}
+
+/// A list of owned bios, first in first out, linked through `bi_next`.
+pub(crate) struct BioList {
+    head: *mut bindings::bio,
+    tail: *mut bindings::bio,
+}
+
+// SAFETY: Owns its bios, which belong to no task.
+unsafe impl Send for BioList {}
+
+impl BioList {
+    pub(crate) const fn new() -> Self {
+        Self { head: null_mut(), tail: null_mut() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// # Safety
+    ///
+    /// The list takes over the ownership of `bio`.
+    unsafe fn push_front_raw(&mut self, bio: NonNull<bindings::bio>) {
+        // SAFETY: Owned.
+        unsafe { (*bio.as_ptr()).bi_next = self.head };
+        self.head = bio.as_ptr();
+        if self.tail.is_null() {
+            self.tail = bio.as_ptr();
+        }
+    }
+
+    pub(crate) fn push_back(&mut self, bio: HeldBio) {
+        let bio = bio.into_raw();
+        // SAFETY: Owned; the tail is one of ours.
+        unsafe {
+            (*bio).bi_next = null_mut();
+            if self.tail.is_null() {
+                self.head = bio;
+            } else {
+                (*self.tail).bi_next = bio;
+            }
+        }
+        self.tail = bio;
+    }
+
+    pub(crate) fn pop_front(&mut self) -> Option<HeldBio> {
+        let bio = self.pop_front_raw()?;
+        // SAFETY: The list owned it.
+        Some(unsafe { HeldBio::from_raw(bio.as_ptr()) })
+    }
+
+    pub(super) fn pop_front_raw(&mut self) -> Option<NonNull<bindings::bio>> {
+        let bio = NonNull::new(self.head)?;
+        // SAFETY: One of ours. `bi_next` is cleared: the submission path insists on it.
+        unsafe {
+            self.head = (*bio.as_ptr()).bi_next;
+            (*bio.as_ptr()).bi_next = null_mut();
+        }
+        if self.head.is_null() {
+            self.tail = null_mut();
+        }
+        Some(bio)
+    }
+
+    /// Appends all of `other`.
+    pub(crate) fn append(&mut self, other: &mut BioList) {
+        while let Some(bio) = other.pop_front() {
+            self.push_back(bio);
+        }
+    }
+
+    /// Takes out the bios that `pred` picks; the others keep their order.
+    pub(crate) fn extract(&mut self, mut pred: impl FnMut(BioRef<'_>) -> bool) -> BioList {
+        let mut picked = BioList::new();
+        let mut kept = BioList::new();
+        while let Some(bio) = self.pop_front() {
+            if pred(bio.view()) {
+                picked.push_back(bio);
+            } else {
+                kept.push_back(bio);
+            }
+        }
+        core::mem::swap(self, &mut kept);
+        picked
+    }
+}
+
+impl Drop for BioList {
+    fn drop(&mut self) {
+        while self.pop_front().is_some() {}
+    }
+}
