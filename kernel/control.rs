@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The control side as a whole: the node `/dev/datto-ctl`, `/proc/datto-info` and what they work on.
+
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+use crate::devices::Devices;
+use crate::events::Outlet;
+use crate::ioctl_calls::ControlCalls;
+use crate::params;
+use crate::proc::Info;
+use crate::sys::miscdev::MiscNode;
+use crate::sys::procfs::ProcFile;
+
+/// Exists while the module is loaded. Fields are dropped in this order: first nobody can call any
+/// more, then what was called goes.
+pub(crate) struct Control {
+    _node: MiscNode<ControlCalls>,
+    _info: ProcFile<Info>,
+    _devices: Arc<Devices>,
+    outlet: Arc<Outlet>,
+}
+
+impl Control {
+    /// Makes the node and the file.
+    pub(crate) fn new() -> Result<Self> {
+        let outlet = Outlet::new()?;
+        let devices = Devices::new(params::settle_max_devices(), outlet.clone())?;
+        let info = ProcFile::create(c"datto-info", 0o444, Info::new(devices.clone()))?;
+        let node = MiscNode::register(c"datto-ctl", 0o600, ControlCalls::new(devices.clone()))?;
+        outlet.set_source(node.event_source());
+        Ok(Self {
+            _node: node,
+            _info: info,
+            _devices: devices,
+            outlet,
+        })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // No device exists (each held the module), but work items of the last ones may still be in
+        // their last instructions, which are about to be unloaded.
+        self.outlet.flush();
+    }
+}

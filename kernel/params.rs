@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Module parameters with their bounds applied. The variables are in shim_ctl.c.
+
+use crate::logic::state;
+use crate::sys::module;
+
+/// Least memory for copies of one device: two of the largest writes of copies (1 MiB), so that one
+/// can be filled while the other is written.
+const MIN_COPY_MEMORY: u64 = 2 << 20;
+
+/// Bounds `max_snap_devices` (0 means the default) and makes sysfs show what is used.
+pub(crate) fn settle_max_devices() -> u32 {
+    let n = state::max_devices(module::max_snap_devices());
+    module::set_max_snap_devices(n);
+    n
+}
+
+/// Cache limit of a device that was set up without one, in bytes. Kept for old clients: this
+/// module has no index cache, it reports the number that it was given.
+pub(crate) fn cache_size_default() -> u64 {
+    module::cow_max_memory_default()
+}
+
+/// Size of a COW file that was asked for without one, in percent of the device.
+pub(crate) fn fallocate_percentage() -> u32 {
+    module::cow_fallocate_percentage_default()
+}
+
+/// Bytes of old data that one device may keep in memory before writers wait. Read when a snapshot
+/// is taken.
+///
+/// 32 MiB by default: at 500 MB/s of first overwrites that is 60 ms of slack for the COW writes,
+/// and 24 devices together stay below 1 GiB.
+pub(crate) fn copy_memory_max() -> u64 {
+    module::copy_memory_max().max(MIN_COPY_MEMORY)
+}
+
+/// Log each step of an operation.
+pub(crate) fn debug() -> bool {
+    module::debug() != 0
+}
+
+/// Which deliberate defect a counter-test has switched on (`faults.rs`); 0: none.
+#[cfg(dattobd_test_faults)]
+pub(crate) fn test_fault() -> u32 {
+    module::test_fault()
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the control side cannot say in Rust: module parameters that show in
+ * sysfs (the `module!` macro makes them invisible), `struct proc_ops` (not in
+ * the kernel's Rust bindings), THIS_MODULE in one way for 7.2 and 7.3.
+ */
+#include <linux/fs.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/proc_fs.h>
+#include <linux/seq_file.h>
+#include <linux/string.h>
+#include <linux/sysfs.h>
+#include <linux/workqueue.h>
+
+#include "shim_ctl.h"
+
+/*
+ * Parameters. Rust reads them as atomics (kernel/sys/module.rs): the writable
+ * ones may change at any time. Bounds are applied by kernel/params.rs.
+ */
+unsigned long dattobd_cow_max_memory_default = 314572800;
+module_param_named(cow_max_memory_default, dattobd_cow_max_memory_default, ulong, 0644);
+MODULE_PARM_DESC(cow_max_memory_default,
+		 "Cache limit in bytes of a device set up without one (kept for old clients; default 314572800)");
+
+unsigned int dattobd_cow_fallocate_percentage_default = 10;
+module_param_named(cow_fallocate_percentage_default, dattobd_cow_fallocate_percentage_default, uint, 0644);
+MODULE_PARM_DESC(cow_fallocate_percentage_default,
+		 "Size of a COW file set up without one, in percent of the device (default 10)");
+
+unsigned int dattobd_max_snap_devices = 24;
+module_param_named(max_snap_devices, dattobd_max_snap_devices, uint, 0444);
+MODULE_PARM_DESC(max_snap_devices, "Number of devices (default 24, at most 255)");
+
+int dattobd_debug;
+module_param_named(debug, dattobd_debug, int, 0644);
+MODULE_PARM_DESC(debug, "Not 0: log each step of an operation");
+
+int dattobd_may_hook_syscalls = 1;
+module_param_named(may_hook_syscalls, dattobd_may_hook_syscalls, int, 0444);
+MODULE_PARM_DESC(may_hook_syscalls, "Accepted and ignored (no system call is ever hooked)");
+
+unsigned long dattobd_copy_memory_max = 32UL << 20;
+module_param_named(copy_memory_max, dattobd_copy_memory_max, ulong, 0644);
+MODULE_PARM_DESC(copy_memory_max,
+		 "Bytes of old data that one device keeps in memory before writers wait (default 33554432, at least 2097152; read when a snapshot is taken)");
+
+#ifdef DATTOBD_TEST_FAULTS
+/* Deliberate defects for counter-tests; the numbers are those of kernel/faults.rs. */
+static const char *const dbd_fault_names[] = {
+	"none", "no_cow", "no_recheck", "publish_early", "no_mark", "no_guard",
+};
+
+unsigned int dattobd_test_fault;
+
+static int dbd_fault_set(const char *val, const struct kernel_param *kp)
+{
+	int n = sysfs_match_string(dbd_fault_names, val);
+
+	if (n < 0)
+		return n;
+	WRITE_ONCE(dattobd_test_fault, n);
+	return 0;
+}
+
+static int dbd_fault_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%s\n", dbd_fault_names[READ_ONCE(dattobd_test_fault)]);
+}
+
+static const struct kernel_param_ops dbd_fault_ops = {
+	.set = dbd_fault_set,
+	.get = dbd_fault_get,
+};
+module_param_cb(test_fault, &dbd_fault_ops, NULL, 0644);
+MODULE_PARM_DESC(test_fault, "Test builds only: a deliberate defect to switch on");
+#endif
+
+struct module *dbd_this_module(void)
+{
+	return THIS_MODULE;
+}
+
+static int dbd_proc_open(struct inode *inode, struct file *file)
+{
+	const struct dbd_proc_file *f = pde_data(inode);
+
+	return single_open(file, f->show, f->data);
+}
+
+static const struct proc_ops dbd_proc_ops = {
+	.proc_open = dbd_proc_open,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+};
+
+struct proc_dir_entry *dbd_proc_create(const char *name, umode_t mode,
+					   struct dbd_proc_file *f)
+{
+	return proc_create_data(name, mode, NULL, &dbd_proc_ops, f);
+}
+
+void dbd_proc_remove(struct proc_dir_entry *entry)
+{
+	proc_remove(entry);
+}
+
+/*
+ * For what may wait for filesystems (growing a COW file, letting go of an unmounted device) and for
+ * reports. Memory reclaim never waits for it, so it has no rescuer.
+ */
+struct workqueue_struct *dbd_alloc_control_queue(void)
+{
+	return alloc_workqueue("dattobd-control", WQ_UNBOUND, 0);
+}
