@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `make` explains. Everything but `install` happens in a chroot and in VMs, never on this machine.
+
+TARGETS := trixie
+ifeq ($(KERNELS),all)
+TARGETS += sid
+endif
+FIRST := trixie
+
+.PHONY: help demo test test-host test-vm module tools setup install clean distclean
+help:
+	@echo "make demo            run the backup cycle in a VM, with a transcript"
+	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
+	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
+	@echo "make module          build the module for the packaged target kernel"
+	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
+	@echo "                     build it for this machine's kernel, in place"
+	@echo "make install KDIR=...  install that module and the tools on this machine"
+	@echo "make clean           forget what was built; distclean: the cached chroots and kernels too"
+
+setup:
+	@for t in $(TARGETS); do scripts/kernel.sh $$t || exit 1; done
+	@scripts/vm-image.sh $(FIRST)
+
+ifdef KDIR
+module:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) modules
+tools:
+	cargo build --release --locked -p dbdctl -p update-img
+else
+module: setup
+	@for t in $(TARGETS); do scripts/build-module.sh $$t || exit 1; done
+tools: setup
+	@scripts/build-tools.sh $(FIRST)
+endif
+
+demo: module tools
+	@scripts/stage-modules.sh $(FIRST)
+	@scripts/demo.sh
+
+test: test-host test-vm
+
+test-host: setup
+	@scripts/test-host.sh $(FIRST)
+
+test-vm: module tools
+	@for t in $(TARGETS); do \
+	    scripts/build-module.sh $$t faults && scripts/stage-modules.sh $$t && \
+	    scripts/vm-image.sh $$t && DBD_TARGET=$$t scripts/vm.sh test $(CASES) || exit 1; \
+	done
+
+PREFIX ?= /usr/local
+install:
+	@test -n "$(KDIR)" || { echo "usage: make install KDIR=/lib/modules/\$$(uname -r)/build"; exit 1; }
+	$(MAKE) module tools KDIR=$(KDIR)
+	$(MAKE) -C $(KDIR) M=$(CURDIR) modules_install
+	depmod -a
+	install -D -m755 -t $(DESTDIR)$(PREFIX)/sbin target/release/dbdctl target/release/update-img
+	install -D -m644 -t $(DESTDIR)/etc/udev/rules.d dist/udev/*.rules
+	@if man=$$(mktemp -d) && target/release/dbdctl man $$man; then \
+	    install -D -m644 -t $(DESTDIR)$(PREFIX)/share/man/man8 $$man/*.8; rm -r $$man; fi
+
+clean:
+	rm -rf target
+distclean: clean
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/dattobd"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+# Shared by the scripts in this folder: where things are, and how to fail.
+set -euo pipefail
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/dattobd
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# target NAME: sets T_NAME, T_SUITE, ... from targets.conf.
+target() {
+    local line
+    line=$(awk -v n="$1" '$1 == n' "$TOP/scripts/targets.conf")
+    [ -n "$line" ] || die "unknown target '$1': see scripts/targets.conf"
+    # shellcheck disable=SC2034  # read by the scripts that source this one
+    read -r T_NAME T_SUITE T_EXTRA T_LOCAL T_FLAVOUR T_GCC T_LLVM <<<"$line"
+    ROOT=$CACHE/$T_NAME/root
+    STATE=$CACHE/$T_NAME
+}
+
+# locked FILE COMMAND...: one at a time, so that several checkouts can share the cache.
+locked() {
+    local lock=$1
+    shift
+    mkdir -p "$(dirname "$lock")"
+    (
+        flock 9
+        "$@"
+    ) 9>"$lock"
+}
+
+# The Debian mirror that this machine uses.
+mirror() {
+    local m
+    m=$({ grep -rhs '^URIs:' /etc/apt/sources.list.d || true; } | awk '{print $2}' | grep -m1 '/debian/*$' || true)
+    [ -n "$m" ] || m=$({ grep -rhs '^deb ' /etc/apt/sources.list /etc/apt/sources.list.d || true; } |
+        sed 's/\[[^]]*\]//' | awk '{print $2}' | grep -m1 '/debian/*$' || true)
+    [ -n "$m" ] || die "no Debian mirror found in this machine's apt sources"
+    echo "$m"
+}
+
+# in_chroot COMMAND...: runs in the target's chroot, with the checkout at /dattobd and the cache at
+# /cache. The mounts live in a namespace of their own and vanish with it.
+in_chroot() {
+    TOP=$TOP CACHE=$CACHE ROOT=$ROOT unshare --mount --propagation private bash -c '
+        set -e
+        mkdir -p "$ROOT/dattobd" "$ROOT/cache"
+        mount --rbind /dev "$ROOT/dev"
+        mount -t proc proc "$ROOT/proc"
+        mount --bind /sys "$ROOT/sys"
+        mount --bind "$TOP" "$ROOT/dattobd"
+        mount --bind "$CACHE" "$ROOT/cache"
+        for ca in "${SSL_CERT_FILE:-}" "${CARGO_HTTP_CAINFO:-}" "${CURL_CA_BUNDLE:-}"; do
+            [ -f "$ca" ] || continue
+            mkdir -p "$ROOT$(dirname "$ca")"
+            [ -f "$ROOT$ca" ] || cp "$ca" "$ROOT$ca"
+        done
+        exec chroot "$ROOT" /usr/bin/env -u CARGO_HOME -u RUSTUP_HOME -u RUSTUP_TOOLCHAIN \
+            HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+            CARGO_HOME=/cache/cargo "$@"
+    ' in_chroot "$@"
+}

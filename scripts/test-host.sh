@@ -1,0 +1,15 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# test-host.sh TARGET: tests of the crates and of the module's pure logic, with the target's toolchain.
+. "$(dirname "$0")/lib.sh"
+target "${1:?usage: test-host.sh TARGET}"
+in_chroot env RUSTFLAGS= bash -euc '
+    cd /dattobd
+    dir=/dattobd/target/$1
+    cargo fmt --all --check
+    cargo clippy --locked --workspace --all-targets --target-dir "$dir" -- -D warnings
+    cargo test --locked --workspace --target-dir "$dir"
+    RUSTFLAGS="--cfg loom" cargo test --locked -p cow-logic --release --test loom_claims \
+        --target-dir "$dir/loom"
+' test "$T_NAME"
+if [ -x "$TOP/tests/host/miri.sh" ]; then "$TOP/tests/host/miri.sh"; fi

@@ -1,0 +1,326 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs a command in a VM with the stock kernel, or the VM test cases.
+
+Runs inside the build chroot (scripts/vm.sh enters it). QEMU's own facilities are enough here:
+virtme-ng wants 9p or virtiofs, which Debian's cloud kernels and Debian 12 lack.
+
+    vm.py run [--mem 1G] [--cpus 2] [--disk 1G[:lbs=4096]]... [--append ...] COMMAND...
+    vm.py test [--faults] [NAME...]
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+
+TOP = "/dattobd"
+TARGET = os.environ.get("DBD_TARGET", "trixie")
+STATE = f"/cache/{TARGET}"
+DEFAULT_NEEDS = "disks=1G,1G,512M mem=1G"
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def kernel():
+    with open(f"{STATE}/kernel", encoding="utf-8") as f:
+        return f.read().strip()
+
+
+def accel():
+    """KVM if a short trial boot works, else TCG. A /dev/kvm may exist and still not run a kernel.
+    Decided once for each boot of this machine."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
+        boot = f.read().strip()
+    note = f"/cache/accel-{boot}"
+    if os.path.exists(note):
+        with open(note, encoding="utf-8") as f:
+            return f.read().strip()
+    choice = "tcg,thread=multi"
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        try:
+            out = subprocess.run(
+                ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "512", "-nographic",
+                 "-no-reboot", "-kernel", f"{STATE}/vmlinuz", "-append",
+                 "console=ttyS0 panic=-1 quiet"],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=15, check=False).stdout
+            # No root file system was given: the panic about it shows that the kernel runs.
+            if b"Kernel panic" in out or b"VFS:" in out:
+                choice = "kvm"
+        except (subprocess.TimeoutExpired, OSError):
+            pass
+    with open(note, "w", encoding="utf-8") as f:
+        f.write(choice)
+    say(f"VMs run with {choice}")
+    return choice
+
+
+def size_of(text):
+    m = re.fullmatch(r"(\d+)([KMGT]?)", text)
+    if not m:
+        sys.exit(f"error: bad size {text!r}")
+    return int(m[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[m[2]]
+
+
+class Vm:
+    """One run of one VM."""
+
+    def __init__(self, needs, command, bindir, append="", timeout=None, keep_image=None):
+        self.needs = dict(n.split("=", 1) for n in needs.split())
+        self.command = command
+        self.bindir = bindir
+        self.append = append
+        self.timeout = timeout or float(self.needs.get("timeout", "900"))
+        self.keep_image = keep_image
+        self.work = tempfile.mkdtemp(prefix="vm-", dir="/cache")
+        self.results = os.path.join(self.work, "results")
+        os.mkdir(self.results)
+
+    def _input(self):
+        path = os.path.join(self.work, "in.tar")
+        command = os.path.join(self.work, "command")
+        with open(command, "w", encoding="utf-8") as f:
+            f.write(self.command + "\n")
+        with tarfile.open(path, "w") as tar:
+            tar.add(f"{TOP}/tests/vm", "t")
+            tar.add(f"{TOP}/tests/demo", "t/demo") if os.path.isdir(f"{TOP}/tests/demo") else None
+            tar.add(f"{TOP}/dist", "t/dist") if os.path.isdir(f"{TOP}/dist") else None
+            tar.add(self.bindir, "t/bin")
+            tar.add(command, "t/command")
+        # Whole sectors, or the last one would not be readable in the guest.
+        with open(path, "ab") as f:
+            f.truncate((f.tell() + 65535) // 65536 * 65536)
+        return path
+
+    def _disks(self):
+        for i, spec in enumerate(filter(None, self.needs.get("disks", "").split(","))):
+            size, *options = spec.split(":")
+            options = dict(o.split("=", 1) for o in options)
+            if "image" in options:
+                path, snapshot = options["image"], "on"
+            else:
+                path, snapshot = os.path.join(self.work, f"disk{i}.img"), "off"
+                with open(path, "wb") as f:
+                    f.truncate(size_of(size) + int(options.get("odd", "0")))
+            lbs = options.get("lbs", "512")
+            yield path, snapshot, f"logical_block_size={lbs},physical_block_size={lbs}"
+
+    def argv(self):
+        a = accel()
+        argv = ["qemu-system-x86_64", "-accel", a, "-M", "q35",
+                "-cpu", "host" if a == "kvm" else "max",
+                "-smp", self.needs.get("cpus", "2"), "-m", self.needs.get("mem", "1G"),
+                "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
+                "-kernel", f"{STATE}/vmlinuz", "-initrd", f"{STATE}/initrd.img",
+                "-append", "console=ttyS0 panic=-1 oops=panic loglevel=7 printk.time=1 "
+                + self.needs.get("append", "").replace("+", " ") + " " + self.append,
+                "-serial", f"file:{self.work}/console.txt",
+                "-serial", f"file:{self.work}/out.txt",
+                "-device", "virtio-rng-pci"]
+        n = 0
+
+        def drive(path, device, snapshot="off", extra=""):
+            nonlocal n
+            argv.extend(["-drive", f"if=none,id=d{n},file={path},format=raw,cache=unsafe,"
+                         f"discard=unmap,detect-zeroes=off,snapshot={snapshot}" + extra,
+                         "-device", f"virtio-blk-pci,drive=d{n}{device}"])
+            n += 1
+
+        for path, snapshot, device in self._disks():
+            drive(path, "," + device, snapshot)
+        drive(f"{STATE}/root.img", ",serial=dbdroot", "off", ",readonly=on")
+        drive(self._input(), ",serial=dbdin", "off", ",readonly=on")
+        out = os.path.join(self.work, "out.tar")
+        with open(out, "wb") as f:
+            f.truncate(512 << 20)
+        drive(out, ",serial=dbdout")
+        return argv
+
+    def run(self, show):
+        """Runs it; the exit code of the command, or a text that says why there is none. `show` gets
+        each line that the command prints."""
+        out_path = os.path.join(self.work, "out.txt")
+        open(out_path, "wb").close()
+        end = time.monotonic() + self.timeout
+        status = None
+        with subprocess.Popen(self.argv(), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as qemu:
+            with open(out_path, "r", encoding="utf-8", errors="replace") as out:
+                rest = ""
+                while True:
+                    chunk = out.read()
+                    rest += chunk.replace("\r\n", "\n")
+                    *lines, rest = rest.split("\n")
+                    for line in lines:
+                        m = re.fullmatch(r"dattobd-vm-exit (\d+)", line.strip("\r"))
+                        if m:
+                            status = int(m[1])
+                        else:
+                            show(line)
+                    if qemu.poll() is not None and not chunk:
+                        break
+                    if time.monotonic() > end:
+                        qemu.kill()
+                        return f"no end within {self.timeout:.0f} s" + self.console_tail()
+                    if not chunk:
+                        time.sleep(0.1)
+            errors = qemu.stderr.read().decode(errors="replace")
+        if status is None:
+            return "the VM ended without a result" + (": " + errors if errors.strip() else "") \
+                + self.console_tail()
+        try:
+            with tarfile.open(os.path.join(self.work, "out.tar")) as tar:
+                tar.extractall(self.results, filter="data")
+        except (tarfile.TarError, OSError):
+            pass
+        return status
+
+    def console_tail(self, lines=60):
+        try:
+            with open(os.path.join(self.work, "console.txt"), encoding="utf-8",
+                      errors="replace") as f:
+                return "\n--- end of the VM's console ---\n" + "".join(f.readlines()[-lines:])
+        except OSError:
+            return ""
+
+    def clean(self, keep_to=None):
+        if keep_to:
+            os.makedirs(keep_to, exist_ok=True)
+            for name in ("console.txt", "out.txt"):
+                src = os.path.join(self.work, name)
+                if os.path.exists(src):
+                    shutil.copy(src, keep_to)
+            shutil.copytree(self.results, os.path.join(keep_to, "results"), dirs_exist_ok=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def headers_of(path):
+    """The `# key: value` lines at the top of a case."""
+    found = {}
+    with open(path, encoding="utf-8") as f:
+        for line in list(f)[:40]:
+            m = re.match(r"# (vm|params|fault|long): *(.*)", line)
+            if m:
+                found[m[1]] = m[2].strip()
+    return found
+
+
+def cases(names):
+    folder = f"{TOP}/tests/vm/cases"
+    every = sorted(n for n in os.listdir(folder) if os.access(os.path.join(folder, n), os.X_OK))
+    for name in names:
+        if not any(name in n for n in every):
+            sys.exit(f"error: no case matches {name!r}")
+    return [n for n in every if not names or any(name in n for name in names)]
+
+
+def run_tests(options):
+    groups = {}
+    for name in cases(options.names):
+        h = headers_of(f"{TOP}/tests/vm/cases/{name}")
+        groups.setdefault(h.get("vm", DEFAULT_NEEDS), []).append(name)
+    # Groups that take long go first, so that two VMs side by side end at about the same time.
+    queue = sorted(groups.items(), key=lambda g: -len(g[1]))
+    # One VM must not run for ever: split large groups so that both lanes stay busy.
+    split = []
+    for needs, names in queue:
+        step = max(4, (len(names) + options.jobs - 1) // options.jobs)
+        for i in range(0, len(names), step):
+            split.append((needs, names[i:i + step]))
+    passed, failed, skipped = [], [], []
+    lock = threading.Lock()
+    logs = f"{TOP}/target/vm-logs/{TARGET}"
+    shutil.rmtree(logs, ignore_errors=True)
+    started = time.monotonic()
+
+    def work():
+        while True:
+            with lock:
+                if not split:
+                    return
+                needs, names = split.pop(0)
+            one_vm(needs, names)
+
+    def one_vm(needs, names):
+        budget = 60 + sum(float(dict(n.split("=", 1) for n in needs.split()).get("timeout", "300"))
+                          for _ in names)
+        todo = list(names)
+        while todo:
+            vm = Vm(needs, "exec /t/harness/run-cases " + " ".join(todo), options.bin,
+                    timeout=budget)
+            done = []
+
+            def show(line):
+                m = re.match(r"(PASS|FAIL|SKIP) (\S+)", line)
+                with lock:
+                    say(line)
+                    if m and m[2] in todo:
+                        done.append(m[2])
+                        {"PASS": passed, "FAIL": failed, "SKIP": skipped}[m[1]].append(m[2])
+
+            status = vm.run(show)
+            first = todo[0]
+            todo = [n for n in todo if n not in done]
+            vm.clean(f"{logs}/{first}")
+            if todo:
+                # The VM died in the middle: the case that ran is the culprit, go on behind it.
+                with lock:
+                    say(f"FAIL {todo[0]}: {status if isinstance(status, str) else 'the runner stopped'}")
+                    failed.append(todo.pop(0))
+
+    lanes = [threading.Thread(target=work) for _ in range(options.jobs)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    say(f"VM tests on {kernel()}: {time.monotonic() - started:.0f} s, logs in target/vm-logs/{TARGET}")
+    for name in failed:
+        say(f"failed: {name}")
+    say(f"{len(passed)} passed, {len(failed)} failed, {len(skipped)} skipped")
+    return 1 if failed or not passed else 0
+
+
+def run_command(options):
+    needs = f"mem={options.mem} cpus={options.cpus} disks=" + ",".join(options.disk)
+    vm = Vm(needs, " ".join(options.command), options.bin, options.append, options.timeout)
+    status = vm.run(say)
+    if isinstance(status, str):
+        say("error: " + status)
+        status = 1
+    if options.keep:
+        vm.clean(options.keep)
+    else:
+        vm.clean()
+    return status
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--bin", default=f"{TOP}/target/vm-bin", help="folder that becomes /t/bin")
+    sub = p.add_subparsers(dest="what", required=True)
+    run = sub.add_parser("run")
+    run.add_argument("--mem", default="1G")
+    run.add_argument("--cpus", default="2")
+    run.add_argument("--disk", action="append", default=[])
+    run.add_argument("--append", default="")
+    run.add_argument("--timeout", type=float, default=600)
+    run.add_argument("--keep", help="folder for console.txt, out.txt and /results")
+    run.add_argument("command", nargs=argparse.REMAINDER)
+    test = sub.add_parser("test")
+    test.add_argument("--jobs", type=int, default=2)
+    test.add_argument("names", nargs="*")
+    options = p.parse_args()
+    sys.exit(run_tests(options) if options.what == "test" else run_command(options))
+
+
+if __name__ == "__main__":
+    main()
