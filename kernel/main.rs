@@ -45,14 +45,35 @@ mod logic {
     pub mod status_json;
 }
 
+mod auto_expand;
 mod claim;
+mod control;
 mod copy;
 mod copy_ring;
+mod cow_create;
+mod cow_file;
+mod cow_grow;
+mod cow_seal;
+mod device;
+mod device_destroy;
+mod device_point;
+mod device_setup;
+mod device_status;
+mod device_transition;
+mod devices;
 mod epoch;
 mod events;
 mod faults;
+mod freeze;
 mod intercept;
+mod ioctl_calls;
+mod ioctl_extents;
+mod ioctl_info;
+mod ioctl_sized;
 mod mem;
+mod origin;
+mod params;
+mod proc;
 mod release;
 mod snapshot;
 mod snapshot_disk;
@@ -60,3 +81,28 @@ mod snapshot_read;
 mod stored;
 mod sys;
 mod tracker;
+
+module! {
+    type: Dattobd,
+    name: "dattobd",
+    authors: ["The dattobd authors"],
+    description: "Snapshots and changed-block tracking of mounted block devices",
+    license: "GPL v2",
+}
+
+/// What exists while the module is loaded. A device holds the module, so there is none when this is
+/// dropped.
+struct Dattobd {
+    _control: control::Control,
+}
+
+impl kernel::Module for Dattobd {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: The kernel calls this once for each load, before anything else of the module runs.
+        unsafe { intercept::init() };
+        Ok(Self {
+            // SAFETY: As above: the only value.
+            _control: unsafe { control::Control::new() }?,
+        })
+    }
+}
