@@ -158,9 +158,13 @@ impl Device {
     /// The blocks that were free at the snapshot point, in ascending order. In a task's context.
     fn free_at_point(&self, live: &Live) -> Result<KVVec<Extent>> {
         let node = CString::try_from_fmt(fmt!("/dev/datto{}", self.minor()))?;
-        let mut free = free_at_point(&node, live.origin.fs_type())?;
-        free.sort_unstable_by_key(|e| e.start);
-        Ok(free)
+        let free = free_at_point(&node, live.origin.fs_type())?;
+        // Filesystems report in order; lookups depend on it.
+        if free.is_sorted_by_key(|e| e.start) {
+            Ok(free)
+        } else {
+            Err(EIO)
+        }
     }
 
     /// The work item behind the watermark.

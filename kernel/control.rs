@@ -9,6 +9,7 @@ use crate::events::Outlet;
 use crate::ioctl_calls::ControlCalls;
 use crate::params;
 use crate::proc::Info;
+use crate::sys::module::HibernationWatch;
 use crate::sys::miscdev::MiscNode;
 use crate::sys::procfs::ProcFile;
 
@@ -18,12 +19,19 @@ pub(crate) struct Control {
     _node: MiscNode<ControlCalls>,
     _info: ProcFile<Info>,
     _devices: Arc<Devices>,
+    _hibernation: HibernationWatch,
     outlet: Arc<Outlet>,
 }
 
 impl Control {
-    /// Makes the node and the file.
-    pub(crate) fn new() -> Result<Self> {
+    /// Makes the node and the file. The last step of loading the module: calls may arrive at once.
+    ///
+    /// # Safety
+    ///
+    /// No other value exists.
+    pub(crate) unsafe fn new() -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let hibernation = unsafe { HibernationWatch::new() }?;
         let outlet = Outlet::new()?;
         let devices = Devices::new(params::settle_max_devices(), outlet.clone())?;
         let info = ProcFile::create(c"datto-info", 0o444, Info::new(devices.clone()))?;
@@ -33,6 +41,7 @@ impl Control {
             _node: node,
             _info: info,
             _devices: devices,
+            _hibernation: hibernation,
             outlet,
         })
     }

@@ -24,6 +24,7 @@ use crate::events::{Failure, Outlet, SnapshotEvents, UnmountHandler};
 use crate::logic::change_map::ChangeMap;
 use crate::logic::state::Call;
 use crate::origin::Origin;
+use crate::params;
 use crate::snapshot::Snapshot;
 use crate::snapshot_disk::SnapshotDisk;
 use crate::tracker::Tracker;
@@ -199,6 +200,13 @@ impl Device {
         first
     }
 
+    /// Logs a step of an operation, with the parameter `debug`.
+    pub(crate) fn step(&self, what: &str) {
+        if params::debug() {
+            pr_info!("datto{}: {}\n", self.minor, what);
+        }
+    }
+
     /// Lets the COW file grow, in a work item.
     pub(crate) fn wake_grow(this: &Arc<Self>) {
         Self::queue::<GROW>(this);
@@ -255,6 +263,12 @@ impl Live {
             changes: self.changes.clone(),
             snapshot: self.snapshot.clone(),
         }
+    }
+
+    /// The block device is not as large any more as when it was set up.
+    pub(crate) fn outgrown(&self) -> bool {
+        let now = self.origin.device().sectors();
+        now.saturating_mul(512) != self.geometry.origin_bytes
     }
 
     /// Shuts the node to openers, waiting up to 5 s for passing ones; EBUSY, EINTR. A device

@@ -22,6 +22,7 @@ impl Device {
     /// Takes a device apart that nobody has open. Afterwards its parts hold no reference to it, and
     /// it holds none to them.
     fn take_down(&self, mut live: Live) {
+        self.step("ending the tracking");
         live.disk = None;
         if let Some(tracker) = live.tracker.as_ref() {
             tracker.end();

@@ -164,6 +164,7 @@ impl Device {
             nonce: random_u64(),
             origin_bytes: geometry.origin_bytes,
         };
+        this.step("creating the COW file");
         let watch: Arc<dyn UnmountHandler> = Arc::new(Watch(this.clone()), GFP_KERNEL)?;
         let file = NewFile(Some(CowFile::create(
             origin,
@@ -176,6 +177,7 @@ impl Device {
         let cow_path = file.0.as_ref().map_or(wanted.cow, CowFile::path_in_fs);
         let cow_path = Arc::new(CString::try_from(cow_path)?, GFP_KERNEL)?;
 
+        this.step("preparing the snapshot");
         let snapshot = tracker.new_snapshot(
             file.extents(),
             geometry.first_data_position(),
@@ -226,12 +228,14 @@ impl Device {
         tracker: &Tracker,
         point: Point,
     ) -> Result<u64> {
+        self.step("freezing the filesystem");
         let frozen = origin.freeze()?;
         let switched = self.switch(tracker, point.first);
         let held = frozen.thaw();
         // Probes that still saw the epoch before the point have finished when this has waited; then
         // the bios that they let pass are drained. Until both are done, writes are entered in both
         // maps.
+        self.step("thawed; waiting for writes from before the point");
         drop(switched?.wait());
         tracker.drain_point();
         if let Some(settled) = point.settled {
@@ -251,6 +255,7 @@ impl Device {
         if let Ok(old) = self.switch(tracker, epoch) {
             drop(old.wait());
         }
+        self.step("giving up the new snapshot");
         Snapshot::shutdown(snapshot);
         tracker.forget_snapshot();
     }

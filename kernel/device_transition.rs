@@ -3,6 +3,7 @@
 //! RECONFIGURE, which changes a number only.
 
 use kernel::prelude::*;
+use kernel::str::BStr;
 use kernel::sync::Arc;
 
 use crate::abi::cow;
@@ -77,6 +78,7 @@ impl Device {
         let cow_extents = Arc::new(origin_extents(&private)?, GFP_KERNEL)?;
         let old = self.switch(tracker, incremental_epoch(&live.changes, &private)?)?;
         // The point of no return.
+        self.step("ending the snapshot");
         drop(old.wait());
         live.disk = None;
         if let Some(snapshot) = live.snapshot.take() {
@@ -85,6 +87,7 @@ impl Device {
             mark_taken(&live.changes, &snapshot, file.extents());
         }
         live.free_at_point = None;
+        self.step("truncating the COW file");
         match file.truncate(live.geometry.data_offset()) {
             Ok(()) => live.cow_extents = cow_extents,
             // The file stays larger than it need be: nothing is lost.
@@ -119,6 +122,16 @@ impl Device {
     fn to_snapshot(this: &Arc<Self>, live: &mut Live, cow: &CStr, fallocated_mib: u64) -> Result {
         let file = live.file.as_ref().ok_or(EINVAL)?;
         let tracker = live.tracker.as_ref().ok_or(EINVAL)?;
+        if live.outgrown() {
+            pr_err!(
+                "datto{}: {} has changed its size since it was set up, and what lies behind the old \
+                 end is not tracked: dbdctl destroy {}, then set it up again\n",
+                this.minor(),
+                BStr::from_bytes(this.bdev_path().to_bytes()),
+                this.minor()
+            );
+            return Err(EINVAL);
+        }
         let private = private_extents(file.extents(), live.geometry)?;
         let retreat = incremental_epoch(&live.changes, &private)?;
         let wanted = Wanted {
@@ -153,6 +166,7 @@ impl Device {
         live.cow_extents = prepared.cow_extents;
         live.snapshot = Some(prepared.snapshot);
 
+        this.step("sealing the finished COW file");
         if let Some(old_file) = old_file {
             let header = cow::Header {
                 flags: cow::FLAG_CLEAN | cow::FLAG_INDEX_ONLY,

@@ -22,15 +22,14 @@ use crate::device::Device;
 use crate::device_setup::SetupRequest;
 use crate::device_status::OriginId;
 use crate::events::Outlet;
-use crate::sys::module::ModuleRef;
+use crate::sys::module::DevicePin;
 
 /// A minor's owner.
 struct Slot {
     device: Arc<Device>,
     /// Set up completely: others may find it. Until then the minor is only taken.
     ready: bool,
-    /// `rmmod` is refused while a device exists.
-    _module: ModuleRef,
+    _pin: DevicePin,
 }
 
 /// See the module's description.
@@ -104,9 +103,9 @@ impl Devices {
     /// Takes the first snapshot of a device.
     pub(crate) fn setup(&self, request: SetupRequest) -> Result {
         self.check_free(request.minor)?;
-        let module = ModuleRef::get()?;
+        let pin = DevicePin::new()?;
         let device = Device::new(request.minor, request.bdev, self.outlet.clone())?;
-        let reserved = self.reserve(device, module)?;
+        let reserved = self.reserve(device, pin)?;
         Device::set_up(
             &reserved,
             &request.cow,
@@ -126,7 +125,7 @@ impl Devices {
         Ok(())
     }
 
-    fn reserve(&self, device: Arc<Device>, module: ModuleRef) -> Result<Reserved<'_>> {
+    fn reserve(&self, device: Arc<Device>, pin: DevicePin) -> Result<Reserved<'_>> {
         let mut slots = self.slots.lock();
         let slot = slots.get_mut(index(device.minor())).ok_or(EINVAL)?;
         if slot.is_some() {
@@ -135,7 +134,7 @@ impl Devices {
         *slot = Some(Slot {
             device: device.clone(),
             ready: false,
-            _module: module,
+            _pin: pin,
         });
         Ok(Reserved {
             table: self,
@@ -171,7 +170,7 @@ impl Devices {
             _ => None,
         };
         drop(slots);
-        // The device's memory and the module reference go without the lock.
+        // The device's memory and the module's pin go without the lock.
         drop(slot);
     }
 }

@@ -8,10 +8,8 @@ use crate::abi::cow;
 use crate::device_status::DeviceStatus;
 use crate::devices::Devices;
 use crate::logic::status_json as json;
+use crate::sys::module::version;
 use crate::sys::procfs::{SeqWriter, Show};
-
-/// Version of the product, as `dbdctl --version` says it.
-const VERSION: &str = "0.1.0";
 
 /// The content of the file.
 pub(crate) struct Info {
@@ -49,7 +47,7 @@ fn entry(s: &DeviceStatus) -> json::DeviceStatus<'_> {
 
 impl Show for Info {
     fn show(&self, out: &mut SeqWriter<'_>) -> core::fmt::Result {
-        json::write_start(out, VERSION)?;
+        json::write_start(out, version())?;
         let mut first = true;
         let mut from = 0;
         // One device at a time: no list, no allocation, no lock over the output.

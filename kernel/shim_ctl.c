@@ -10,6 +10,7 @@
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
 #include <linux/string.h>
+#include <linux/suspend.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
 
@@ -56,8 +57,11 @@ unsigned int dattobd_test_fault;
 
 static int dbd_fault_set(const char *val, const struct kernel_param *kp)
 {
+	unsigned int number;
 	int n = sysfs_match_string(dbd_fault_names, val);
 
+	if (n < 0 && !kstrtouint(val, 0, &number) && number < ARRAY_SIZE(dbd_fault_names))
+		n = number;
 	if (n < 0)
 		return n;
 	WRITE_ONCE(dattobd_test_fault, n);
@@ -74,12 +78,20 @@ static const struct kernel_param_ops dbd_fault_ops = {
 	.get = dbd_fault_get,
 };
 module_param_cb(test_fault, &dbd_fault_ops, NULL, 0644);
-MODULE_PARM_DESC(test_fault, "Test builds only: a deliberate defect to switch on");
+MODULE_PARM_DESC(test_fault, "Test builds only: a deliberate defect to switch on, by name or number");
 #endif
+
+MODULE_VERSION(DATTOBD_VERSION);
 
 struct module *dbd_this_module(void)
 {
 	return THIS_MODULE;
+}
+
+/* The product's version, which the build takes from Cargo.toml. */
+const char *dbd_version(void)
+{
+	return DATTOBD_VERSION;
 }
 
 static int dbd_proc_open(struct inode *inode, struct file *file)
@@ -114,4 +126,64 @@ void dbd_proc_remove(struct proc_dir_entry *entry)
 struct workqueue_struct *dbd_alloc_control_queue(void)
 {
 	return alloc_workqueue("dattobd-control", WQ_UNBOUND, 0);
+}
+
+/*
+ * The image of a hibernation is taken of memory, change maps included, and then written to a disk
+ * that may be tracked: after the resume the maps would not know of those writes. So a device and a
+ * hibernation exclude each other: both sides announce themselves first and look at the other then.
+ */
+static atomic_t dbd_devices;
+static atomic_t dbd_hibernating;
+
+static int dbd_pm_event(struct notifier_block *nb, unsigned long event, void *data)
+{
+	switch (event) {
+	case PM_HIBERNATION_PREPARE:
+		atomic_set(&dbd_hibernating, 1);
+		smp_mb();
+		if (!atomic_read(&dbd_devices))
+			return NOTIFY_OK;
+		atomic_set(&dbd_hibernating, 0);
+		pr_err("dattobd: hibernation refused while block devices are tracked (dbdctl destroy them first)\n");
+		return notifier_from_errno(-EBUSY);
+	case PM_POST_HIBERNATION:
+		atomic_set(&dbd_hibernating, 0);
+		return NOTIFY_OK;
+	default:
+		return NOTIFY_DONE;
+	}
+}
+
+static struct notifier_block dbd_pm_notifier = {
+	.notifier_call = dbd_pm_event,
+};
+
+int dbd_watch_hibernation(void)
+{
+	return register_pm_notifier(&dbd_pm_notifier);
+}
+
+void dbd_unwatch_hibernation(void)
+{
+	unregister_pm_notifier(&dbd_pm_notifier);
+}
+
+/* Pins the module for a device. -EBUSY: the machine is about to hibernate. */
+int dbd_device_begins(void)
+{
+	if (!try_module_get(THIS_MODULE))
+		return -ENODEV;
+	atomic_inc(&dbd_devices);
+	smp_mb__after_atomic();
+	if (!atomic_read(&dbd_hibernating))
+		return 0;
+	dbd_device_ends();
+	return -EBUSY;
+}
+
+void dbd_device_ends(void)
+{
+	atomic_dec(&dbd_devices);
+	module_put(THIS_MODULE);
 }

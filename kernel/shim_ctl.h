@@ -17,9 +17,14 @@ struct dbd_proc_file {
 };
 
 struct module *dbd_this_module(void);
+const char *dbd_version(void);
+int dbd_device_begins(void);
+void dbd_device_ends(void);
 struct proc_dir_entry *dbd_proc_create(const char *name, umode_t mode,
 				       struct dbd_proc_file *f);
 void dbd_proc_remove(struct proc_dir_entry *entry);
 struct workqueue_struct *dbd_alloc_control_queue(void);
+int dbd_watch_hibernation(void);
+void dbd_unwatch_hibernation(void);
 
 #endif

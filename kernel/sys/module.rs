@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! This module as the kernel sees it: its parameters and its reference count.
+//! This module as the kernel sees it: its parameters, its version, and what keeps it in place.
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use kernel::bindings;
+use kernel::error::to_result;
+use kernel::ffi::{c_char, c_int};
 use kernel::prelude::*;
 
 extern "C" {
@@ -17,6 +19,11 @@ extern "C" {
     static dattobd_test_fault: AtomicU32;
 
     fn dbd_this_module() -> *mut bindings::module;
+    fn dbd_version() -> *const c_char;
+    fn dbd_device_begins() -> c_int;
+    fn dbd_device_ends();
+    fn dbd_watch_hibernation() -> c_int;
+    fn dbd_unwatch_hibernation();
 }
 
 /// Parameter `cow_max_memory_default` as given.
@@ -69,27 +76,52 @@ pub(crate) fn this_module() -> *mut bindings::module {
     unsafe { dbd_this_module() }
 }
 
-/// A reference on this module: `rmmod` is refused while one exists.
+/// The version of the product.
+pub(crate) fn version() -> &'static str {
+    // SAFETY: returns a NUL-terminated string constant of the module.
+    let v = unsafe { CStr::from_char_ptr(dbd_version()) };
+    v.to_str().unwrap_or("?")
+}
+
+/// What comes with every device: `rmmod` is refused, and so is hibernation.
 ///
 /// It must be dropped by code that something else keeps in memory until it has returned (an ioctl:
 /// the open control node), never by a work item as its last deed.
-pub(crate) struct ModuleRef(());
+pub(crate) struct DevicePin(());
 
-impl ModuleRef {
-    /// Takes a reference; ENODEV while the module is going away.
-    pub(crate) fn get() -> Result<ModuleRef> {
-        // SAFETY: `this_module` is this module, which is loaded while its code runs.
-        if unsafe { bindings::try_module_get(this_module()) } {
-            Ok(ModuleRef(()))
-        } else {
-            Err(ENODEV)
-        }
+impl DevicePin {
+    /// ENODEV while the module is going away, EBUSY while the machine prepares to hibernate.
+    pub(crate) fn new() -> Result<DevicePin> {
+        // SAFETY: no preconditions.
+        to_result(unsafe { dbd_device_begins() })?;
+        Ok(DevicePin(()))
     }
 }
 
-impl Drop for ModuleRef {
+impl Drop for DevicePin {
     fn drop(&mut self) {
-        // SAFETY: `get` took the reference that is given back here, once.
-        unsafe { bindings::module_put(this_module()) }
+        // SAFETY: `new` has succeeded once for each value.
+        unsafe { dbd_device_ends() }
+    }
+}
+
+/// Listens for hibernation, for the sake of [`DevicePin`]. The module has one, while it is loaded.
+pub(crate) struct HibernationWatch(());
+
+impl HibernationWatch {
+    /// # Safety
+    ///
+    /// No other value exists.
+    pub(crate) unsafe fn new() -> Result<Self> {
+        // SAFETY: the notifier block is registered by a living value only, and there is none.
+        to_result(unsafe { dbd_watch_hibernation() })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for HibernationWatch {
+    fn drop(&mut self) {
+        // SAFETY: registered in `new`. Waits for a callback in progress.
+        unsafe { dbd_unwatch_hibernation() }
     }
 }
