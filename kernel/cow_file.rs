@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The COW file, from its creation until it is handed over or removed.
+//!
+//! It is an ordinary file of the tracked filesystem. While it is in use nobody else can write,
+//! truncate, move or remove it (S_SWAPFILE), and the engine does raw I/O to the blocks that it lies
+//! on; see `docs/` for why that is safe. Raw I/O goes to the data part only: header and index are written through the
+//! filesystem, at the start and at the end. So no block is ever written both ways at one time.
+//!
+//! No file stays open and no mount is held: what is kept is a mark on the inode ([`InodeWatch`]). Each
+//! operation takes a reference on the filesystem for its own duration ([`InodeWatch::enter`]) and
+//! opens the file by its inode, so that neither the caller's namespace nor a renamed directory
+//! matters. Once the filesystem is gone every operation says ESTALE.
+//!
+//! Locking: `&mut self` and `self` are the caller's to serialise (the device's operation lock). Dropping
+//! the reference at the end of an operation may unmount the filesystem, and so call the
+//! [`UnmountHandler`] in this task: it must not take that lock.
+//!
+//! [`UnmountHandler`]: crate::events::UnmountHandler
+//!
+//! Here: the file while it is in use. Creation: `cow_create`; growth: `cow_grow`; the end: `cow_seal`.
+
+use kernel::prelude::*;
+use kernel::str::{BStr, CString};
+
+use crate::abi::cow::BLOCK_SIZE;
+use crate::logic::extents::FileExtent;
+use crate::sys::fsnotify::InodeWatch;
+use crate::sys::vfs::LiveInode;
+
+/// A COW file in use: created, preallocated, mapped, protected.
+///
+/// Dropping it ends the protection and leaves the file where it is.
+pub(crate) struct CowFile {
+    /// By place in the file, all blocks of it; merged.
+    pub(crate) extents: KVVec<FileExtent>,
+    pub(crate) bytes: u64,
+    /// Size of header and index: what remains when the file is handed over.
+    pub(crate) data_offset: u64,
+    pub(crate) path_in_fs: CString,
+    /// The origin: its device number and size, which all extents must agree with.
+    pub(crate) place: OriginPlace,
+    /// `None` only when the file has been let go of.
+    pub(crate) watch: Option<InodeWatch>,
+}
+
+/// The device that a file must be on.
+#[derive(Clone, Copy)]
+pub(crate) struct OriginPlace {
+    pub(crate) dev: u32,
+    pub(crate) blocks: u64,
+}
+
+impl CowFile {
+    /// Where the file lies, in order of its blocks. A last part of less than a block is not used.
+    pub(crate) fn extents(&self) -> &[FileExtent] {
+        &self.extents
+    }
+
+    /// Size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its path from the root of its filesystem, with a leading slash.
+    pub(crate) fn path_in_fs(&self) -> &CStr {
+        &self.path_in_fs
+    }
+
+    /// The filesystem has been unmounted.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.watch.as_ref().is_none_or(InodeWatch::is_gone)
+    }
+
+    /// The file, for one operation. ESTALE: its filesystem is gone. EBUSY: somebody holds the
+    /// filesystem frozen, so that the operation would wait for as long as that takes.
+    pub(crate) fn enter(&self) -> Result<LiveInode> {
+        let live = self.watch.as_ref().ok_or(ESTALE)?.enter()?;
+        if live.filesystem().writes_stopped() {
+            return Err(EBUSY);
+        }
+        Ok(live)
+    }
+
+    /// Gives all behind byte `bytes` back to the filesystem. The engine must have stopped writing
+    /// there.
+    ///
+    /// When it fails, the extents are those before.
+    pub(crate) fn truncate(&mut self, bytes: u64) -> Result {
+        if bytes > self.bytes {
+            return Err(EINVAL);
+        }
+        let live = self.enter()?;
+        let file = live.open()?;
+        file.set_size_protected(bytes)?;
+        self.bytes = bytes;
+        cut(&mut self.extents, bytes / BLOCK_SIZE);
+        // The blocks are free again when the filesystem says so; until then they are not used.
+        if let Err(e) = file.sync() {
+            pr_warn!("the COW file was not synced: error {}\n", e.to_errno());
+        }
+        Ok(())
+    }
+
+    /// Ends the protection and removes the file.
+    pub(crate) fn remove(mut self) -> Result {
+        let watch = self.watch.take().ok_or(ESTALE)?;
+        let live = watch.enter()?;
+        // Taking the mark off first: the last link may take the inode out of memory.
+        live.unprotect();
+        watch.close();
+        if live.filesystem().writes_stopped() {
+            pr_err!(
+                "the COW file {} stays: its filesystem is frozen\n",
+                BStr::from_bytes(self.path_in_fs.to_bytes())
+            );
+            return Err(EBUSY);
+        }
+        live.unlink(&self.path_in_fs)
+    }
+
+    /// Lets go of the file, which stays where it is. For a filesystem that is gone.
+    pub(crate) fn forget(self) {}
+}
+
+impl Drop for CowFile {
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            if let Ok(live) = watch.enter() {
+                live.unprotect();
+            }
+        }
+    }
+}
+
+/// Drops all extents behind the first `blocks` blocks of the file.
+pub(crate) fn cut(extents: &mut KVVec<FileExtent>, blocks: u64) {
+    while let Some(last) = extents.last_mut() {
+        if last.file_end() <= blocks {
+            break;
+        }
+        last.len = blocks.saturating_sub(last.file_block);
+        if last.len != 0 {
+            break;
+        }
+        extents.pop();
+    }
+}

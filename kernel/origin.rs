@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The device that is tracked: opening it, finding its filesystem, freezing that.
+//!
+//! Nothing here is held but the open device; the filesystem is looked for each time. No locks.
+
+use kernel::prelude::*;
+use kernel::str::{BStr, CString};
+use kernel::sync::SetOnce;
+
+use crate::abi::cow::Geometry;
+use crate::freeze::Frozen;
+use crate::sys::bdev::Bdev;
+use crate::sys::block_device::{self, OpenDevice};
+use crate::sys::superblock::{self, ActiveSuper};
+
+/// An opened origin: a read-only handle without a holder, so that nobody minds.
+pub(crate) struct Origin {
+    device: OpenDevice,
+    name: CString,
+    sectors: u64,
+    fs_type: SetOnce<CString>,
+}
+
+impl Origin {
+    /// Opens the device that `path` names.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT; ENOTBLK: not a block device; EOPNOTSUPP: one that cannot be tracked, the kernel log
+    /// says why.
+    pub(crate) fn open(path: &CStr) -> Result<Self> {
+        let device = OpenDevice::open(block_device::lookup(path)?)?;
+        let traits = device.traits();
+        let obstacle = if traits.ours {
+            Some("it is a snapshot itself")
+        } else if traits.zoned {
+            Some("it is a zoned device, whose blocks cannot be overwritten")
+        } else if traits.dax {
+            Some("it is a DAX device: writes through mappings would not be seen")
+        } else if traits.large_blocks {
+            Some("its logical blocks are larger than 4096 bytes")
+        } else {
+            None
+        };
+        if let Some(why) = obstacle {
+            pr_err!("{} cannot be tracked: {}\n", show(path), why);
+            return Err(EOPNOTSUPP);
+        }
+        let sectors = device.bdev().sectors();
+        if sectors == 0 {
+            pr_err!("{} has no medium\n", show(path));
+            return Err(ENXIO);
+        }
+        Ok(Self {
+            device,
+            name: CString::try_from(path)?,
+            sectors,
+            fs_type: SetOnce::new(),
+        })
+    }
+
+    /// The device. Valid for as long as `self` lives; no I/O after [`Origin::close`].
+    pub(crate) fn device(&self) -> Bdev {
+        self.device.bdev()
+    }
+
+    /// Gives the device back early, so that nobody finds it busy. Idempotent.
+    pub(crate) fn close(&self) {
+        self.device.close();
+    }
+
+    /// First 512-byte sector, from the start of the disk.
+    pub(crate) fn start_sector(&self) -> u64 {
+        self.device().start_sector()
+    }
+
+    /// Size when it was opened, in 512-byte sectors.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Size when it was opened, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sectors.saturating_mul(512)
+    }
+
+    /// Size when it was opened, in blocks; a partial last one counts.
+    pub(crate) fn blocks(&self) -> u64 {
+        Geometry {
+            origin_bytes: self.bytes(),
+        }
+        .blocks()
+    }
+
+    /// The path that it was opened by.
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    /// The type of its filesystem; empty until [`Origin::is_mounted_writable`] has seen one.
+    pub(crate) fn fs_type(&self) -> &CStr {
+        self.fs_type.as_ref().map_or(c"", |name| name)
+    }
+
+    /// Some filesystem of it is mounted read-write, anywhere.
+    ///
+    /// # Errors
+    ///
+    /// EOPNOTSUPP: one that cannot be tracked (btrfs).
+    pub(crate) fn is_mounted_writable(&self) -> Result<bool> {
+        let Some(sb) = superblock::find_on(&self.device) else {
+            return Ok(false);
+        };
+        if !sb.is_simple() {
+            pr_err!(
+                "{} cannot be tracked: {} spreads one filesystem over several devices\n",
+                show(&self.name),
+                show(sb.type_name())
+            );
+            return Err(EOPNOTSUPP);
+        }
+        if self.fs_type.as_ref().is_none() {
+            self.fs_type.populate(CString::try_from(sb.type_name())?);
+        }
+        Ok(!sb.is_read_only())
+    }
+
+    /// This filesystem is on this device.
+    pub(crate) fn holds(&self, sb: &ActiveSuper) -> bool {
+        sb.is_on(&self.device)
+    }
+
+    /// The device's number.
+    pub(crate) fn dev(&self) -> u32 {
+        self.device.dev()
+    }
+
+    /// Freezes its filesystem.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL: not mounted read-write; EBUSY: another part of the kernel holds it frozen; else what
+    /// the filesystem says.
+    pub(crate) fn freeze(&self) -> Result<Frozen> {
+        let sb = superblock::find_on(&self.device).ok_or(EINVAL)?;
+        if sb.is_read_only() {
+            return Err(EINVAL);
+        }
+        Frozen::new(sb)
+    }
+}
+
+fn show(s: &CStr) -> &BStr {
+    BStr::from_bytes(s.to_bytes())
+}

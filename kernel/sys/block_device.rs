@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Opening a block device without claiming it.
+
+use super::{bdev::Bdev, ffi_fs as ffi};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use kernel::{bindings, error::from_err_ptr, error::to_result, prelude::*};
+
+/// The device number that `path` names, as seen by the calling process. ENOENT, ENOTBLK.
+pub(crate) fn lookup(path: &CStr) -> Result<bindings::dev_t> {
+    let mut dev = 0;
+    // SAFETY: The path is NUL-terminated, `dev` is written to at most.
+    to_result(unsafe { bindings::lookup_bdev(path.as_char_ptr(), &mut dev) })?;
+    Ok(dev)
+}
+
+/// What speaks against tracking a device.
+#[derive(Clone, Copy)]
+pub(crate) struct Traits {
+    pub(crate) zoned: bool,
+    pub(crate) dax: bool,
+    /// Logical blocks of more than 4096 bytes.
+    pub(crate) large_blocks: bool,
+    /// A disk of this module.
+    pub(crate) ours: bool,
+}
+
+/// A block device opened for reading, without a holder: neither a mounted filesystem nor the ban on
+/// writing to mounted devices minds.
+///
+/// # Invariants
+///
+/// `bdev` is valid for as long as `self` lives: a reference on its `bd_device` is held, which also
+/// holds the disk. `file` is null or an open file of it that `self` owns.
+pub(crate) struct OpenDevice {
+    bdev: Bdev,
+    file: AtomicPtr<bindings::file>,
+}
+
+// SAFETY: Files and block devices may be used and released from any task.
+unsafe impl Send for OpenDevice {}
+// SAFETY: As above; `file` is atomic.
+unsafe impl Sync for OpenDevice {}
+
+impl OpenDevice {
+    pub(crate) fn open(dev: bindings::dev_t) -> Result<Self> {
+        // SAFETY: No preconditions.
+        let file = from_err_ptr(unsafe { ffi::dbd_bdev_open(dev) })?;
+        // SAFETY: An open file of a block device; its device stays while `self` lives, see below.
+        let Some(bdev) = (unsafe { Bdev::new(bindings::file_bdev(file)) }) else {
+            // SAFETY: Opened above, not used again.
+            unsafe { bindings::__fput_sync(file) };
+            return Err(ENXIO);
+        };
+        // SAFETY: Valid while the file is open.
+        unsafe { bindings::get_device(&raw mut (*bdev.as_ptr()).bd_device) };
+        // INVARIANT: The reference on the device was just taken, the file is ours.
+        Ok(Self {
+            bdev,
+            file: AtomicPtr::new(file),
+        })
+    }
+
+    /// Gives the handle back, as far as the device's users can see it: nobody finds it busy because of
+    /// us any more. The structures stay, but no I/O may be started.
+    pub(crate) fn close(&self) {
+        let file = self.file.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        if !file.is_null() {
+            // SAFETY: By the type invariant; nobody else got the pointer out. There is no holder, so
+            // there is no claim to give up first (`bdev_fput`).
+            unsafe { bindings::__fput_sync(file) };
+        }
+    }
+
+    /// The device. Valid for as long as `self` lives.
+    pub(crate) fn bdev(&self) -> Bdev {
+        self.bdev
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::block_device {
+        self.bdev.as_ptr()
+    }
+
+    pub(crate) fn dev(&self) -> bindings::dev_t {
+        // SAFETY: Valid by the type invariant, constant.
+        unsafe { (*self.bdev.as_ptr()).bd_dev }
+    }
+
+    pub(crate) fn traits(&self) -> Traits {
+        // SAFETY: Valid by the type invariant, and open or was open, so that it has a queue.
+        let bits = unsafe { ffi::dbd_bdev_traits(self.bdev.as_ptr()) };
+        Traits {
+            zoned: bits & ffi::BDEV_ZONED != 0,
+            dax: bits & ffi::BDEV_DAX != 0,
+            large_blocks: bits & ffi::BDEV_LARGE_BLOCKS != 0,
+            ours: bits & ffi::BDEV_OURS != 0,
+        }
+    }
+}
+
+impl Drop for OpenDevice {
+    fn drop(&mut self) {
+        self.close();
+        // SAFETY: Taken in `open`.
+        unsafe { bindings::put_device(&raw mut (*self.bdev.as_ptr()).bd_device) };
+    }
+}

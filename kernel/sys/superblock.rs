@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Mounted filesystems: finding, keeping alive, freezing, and opening files in them whatever the
+//! caller's mount namespace is.
+//!
+//! Lifetime: an active reference (`s_active`) keeps a filesystem alive, not mounted: a umount by
+//! its users succeeds at once, and what is left of it happens when the reference is dropped, in our
+//! task. So nothing that the unmount callback takes may be held then.
+
+use super::{block_device::OpenDevice, ffi_fs as ffi};
+use core::ptr::NonNull;
+use kernel::{
+    bindings, error::from_err_ptr, error::to_result, ffi::c_int, ffi::c_void, prelude::*,
+};
+
+/// More block device filesystems than a kernel has.
+const MAX_TYPES: usize = 64;
+
+/// An active reference on a superblock.
+///
+/// # Invariants
+///
+/// The superblock is valid, and `self` owns one of its `s_active`.
+pub(crate) struct ActiveSuper(NonNull<bindings::super_block>);
+
+// SAFETY: References may be dropped by any task.
+unsafe impl Send for ActiveSuper {}
+// SAFETY: The methods only read fields that may be read at any time, or are made for that.
+unsafe impl Sync for ActiveSuper {}
+
+impl ActiveSuper {
+    /// `None`: the filesystem is dying.
+    ///
+    /// # Safety
+    ///
+    /// `sb` is valid during the call.
+    pub(super) unsafe fn get(sb: *mut bindings::super_block) -> Option<Self> {
+        // SAFETY: By the contract.
+        if !unsafe { ffi::dbd_sb_get_active(sb) } {
+            return None;
+        }
+        // INVARIANT: Just taken.
+        NonNull::new(sb).map(Self)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::super_block {
+        self.0.as_ptr()
+    }
+
+    /// Mounted read-only (all of it, not one mount).
+    pub(crate) fn is_read_only(&self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_read_only(self.as_ptr()) }
+    }
+
+    /// On one block device, whose blocks it counts from the start. Not so btrfs.
+    pub(crate) fn is_simple(&self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_is_simple(self.as_ptr()) }
+    }
+
+    /// On `device`.
+    pub(crate) fn is_on(&self, device: &OpenDevice) -> bool {
+        // SAFETY: Both valid by their type invariants.
+        unsafe { ffi::dbd_sb_is_on(self.as_ptr(), device.as_ptr()) }
+    }
+
+    /// Somebody else has frozen it, or is doing so: whatever wants to write would wait.
+    pub(crate) fn writes_stopped(&self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_writes_stopped(self.as_ptr()) }
+    }
+
+    /// The largest file it can hold, in bytes.
+    pub(crate) fn max_file_bytes(&self) -> u64 {
+        // SAFETY: Valid by the type invariant, constant.
+        u64::try_from(unsafe { (*self.as_ptr()).s_maxbytes }).unwrap_or(0)
+    }
+
+    /// The name of its type, as in `mount -t`.
+    pub(crate) fn type_name(&self) -> &CStr {
+        // SAFETY: A live superblock holds its type, whose name is a NUL-terminated constant.
+        unsafe { CStr::from_char_ptr((*(*self.as_ptr()).s_type).name) }
+    }
+}
+
+impl Drop for ActiveSuper {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. If it is the last reference, this unmounts.
+        unsafe { bindings::deactivate_super(self.as_ptr()) }
+    }
+}
+
+/// What [`find_on`] found. A filesystem that can be written to is preferred.
+struct Search<'a> {
+    device: &'a OpenDevice,
+    writable: Option<ActiveSuper>,
+    read_only: Option<ActiveSuper>,
+}
+
+/// # Safety
+///
+/// `sb` is valid and locked (`s_umount`), `arg` points to a `Search`.
+unsafe extern "C" fn look_at(sb: *mut bindings::super_block, arg: *mut c_void) {
+    // SAFETY: By the contract; the caller of `iterate_supers_type` uses it for nothing else meanwhile.
+    let search = unsafe { &mut *arg.cast::<Search<'_>>() };
+    // SAFETY: Both valid.
+    if !unsafe { ffi::dbd_sb_is_on(sb, search.device.as_ptr()) } {
+        return;
+    }
+    // SAFETY: Valid by the contract.
+    let slot = if unsafe { ffi::dbd_sb_read_only(sb) } {
+        &mut search.read_only
+    } else {
+        &mut search.writable
+    };
+    if slot.is_none() {
+        // SAFETY: Valid by the contract.
+        *slot = unsafe { ActiveSuper::get(sb) };
+    }
+}
+
+/// The filesystem that is mounted from `device`, in whatever namespace.
+///
+/// Waits for other filesystems that are being mounted, unmounted or frozen at the moment: call it
+/// with nothing frozen.
+pub(crate) fn find_on(device: &OpenDevice) -> Option<ActiveSuper> {
+    let mut types: [*mut bindings::file_system_type; MAX_TYPES] =
+        [core::ptr::null_mut(); MAX_TYPES];
+    let mut search = Search {
+        device,
+        writable: None,
+        read_only: None,
+    };
+    // SAFETY: Room for `MAX_TYPES` pointers.
+    let n = unsafe { ffi::dbd_block_filesystems(types.as_mut_ptr(), MAX_TYPES as u32) };
+    for &fs in types.iter().take(n as usize) {
+        if search.writable.is_none() {
+            // SAFETY: `fs` is a registered type whose module is held; `look_at` gets what it wants.
+            unsafe {
+                bindings::iterate_supers_type(fs, Some(look_at), (&raw mut search).cast());
+            }
+        }
+        // SAFETY: `dbd_block_filesystems` took this reference.
+        unsafe { bindings::module_put((*fs).owner) };
+    }
+    search.writable.or(search.read_only)
+}
+
+/// A filesystem frozen by us; thawed on drop.
+pub(crate) struct FrozenSuper(ActiveSuper);
+
+impl FrozenSuper {
+    /// EBUSY: another part of the kernel has frozen it. A freeze by user space nests with this one: each
+    /// side thaws its own.
+    pub(crate) fn freeze(sb: ActiveSuper) -> Result<Self> {
+        // SAFETY: Alive by the invariant of `ActiveSuper`.
+        to_result(unsafe { ffi::dbd_sb_freeze(sb.as_ptr()) })?;
+        let frozen = Self(sb);
+        // SAFETY: As above.
+        if !unsafe { ffi::dbd_sb_is_frozen(frozen.0.as_ptr()) } {
+            return Err(EBUSY);
+        }
+        Ok(frozen)
+    }
+}
+
+impl Drop for FrozenSuper {
+    fn drop(&mut self) {
+        // SAFETY: Alive, and frozen by us.
+        let err = unsafe { ffi::dbd_sb_thaw(self.0.as_ptr()) };
+        if err != 0 {
+            pr_err!("a filesystem could not be thawed: error {}\n", err);
+        }
+    }
+}
+
+/// Free space of a filesystem in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct FreeSpace {
+    /// All of it.
+    pub(crate) all: u64,
+    /// What unprivileged users can have.
+    pub(crate) available: u64,
+}
+
+/// A mount that nobody else sees.
+///
+/// # Invariants
+///
+/// The mount is valid and `self` owns a reference on it. It is `MNT_INTERNAL`: dropping the last
+/// reference takes it down at once.
+pub(crate) struct PrivateMount(NonNull<bindings::vfsmount>);
+
+// SAFETY: References may be dropped by any task.
+unsafe impl Send for PrivateMount {}
+
+impl PrivateMount {
+    /// A further mount of a live filesystem.
+    pub(crate) fn of(sb: &ActiveSuper) -> Result<Self> {
+        // SAFETY: Alive by the invariant of `ActiveSuper`.
+        let mnt = from_err_ptr(unsafe { ffi::dbd_sb_private_mount(sb.as_ptr()) })?;
+        // INVARIANT: A new mount.
+        NonNull::new(mnt).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Mounts the device node `source` read-only, with options that take no value.
+    pub(crate) fn read_only(fs_type: &CStr, source: &CStr, options: &[&CStr]) -> Result<Self> {
+        // SAFETY: Both are NUL-terminated.
+        let fc = from_err_ptr(unsafe {
+            ffi::dbd_mount_begin(fs_type.as_ptr(), source.as_ptr())
+        })?;
+        for option in options {
+            // SAFETY: `fc` is valid until `finish` or `abort`.
+            let result: c_int = unsafe { ffi::dbd_mount_flag(fc, option.as_ptr()) };
+            if let Err(e) = to_result(result) {
+                // SAFETY: Not used any more.
+                unsafe { ffi::dbd_mount_abort(fc) };
+                return Err(e);
+            }
+        }
+        // SAFETY: Not used any more afterwards.
+        let mnt = from_err_ptr(unsafe { ffi::dbd_mount_finish(fc) })?;
+        // INVARIANT: A new mount.
+        NonNull::new(mnt).map(Self).ok_or(ENOMEM)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::vfsmount {
+        self.0.as_ptr()
+    }
+
+    /// The root of the mount.
+    pub(super) fn root(&self) -> bindings::path {
+        bindings::path {
+            mnt: self.as_ptr(),
+            // SAFETY: Valid by the type invariant, constant.
+            dentry: unsafe { (*self.as_ptr()).mnt_root },
+        }
+    }
+
+    pub(crate) fn free_space(&self) -> Result<FreeSpace> {
+        // SAFETY: The root path of a mount that is held.
+        unsafe { free_space(&self.root()) }
+    }
+}
+
+impl Drop for PrivateMount {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::mntput(self.as_ptr()) }
+    }
+}
+
+/// # Safety
+///
+/// `path` holds references on mount and dentry.
+pub(super) unsafe fn free_space(path: &bindings::path) -> Result<FreeSpace> {
+    let mut space = FreeSpace {
+        all: 0,
+        available: 0,
+    };
+    // SAFETY: By the contract; both numbers are written to.
+    to_result(unsafe { ffi::dbd_free_space(path, &mut space.all, &mut space.available) })?;
+    Ok(space)
+}
