@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Writing copies from memory to the COW file, in the order in which they were claimed.
 
-use crate::snapshot::{CopyWrite, FileMap, Snapshot, MAX_JOB};
+use crate::snapshot::{CopyWrite, FileMap, Snapshot, Wake, MAX_JOB};
 use crate::sys::plug::plugged;
+use core::sync::atomic::{fence, Ordering};
 use kernel::{bindings, prelude::*, sync::Arc};
 
 /// The work: writes what is ready.
@@ -67,7 +68,20 @@ fn write_run(snap: &Arc<Snapshot>, file: &FileMap, seq: u64, file_block: u64, le
             }
         }
     }
+    // Counted first, then looked: whoever fails the snapshot stores the error first and then looks at
+    // the count. So a foreign write that waits for ours to end either sees this one, or this one
+    // sees that it must not go.
     snap.writes.enter();
-    bio.submit();
+    fence(Ordering::SeqCst);
+    if snap.lets_go() {
+        for k in 0..bio.pages() {
+            drop(bio.take_page(k));
+        }
+        drop(bio);
+        snap.writes.leave();
+        snap.as_arc_borrow().wake_release();
+    } else {
+        bio.submit();
+    }
     n
 }

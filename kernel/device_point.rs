@@ -15,8 +15,9 @@ use crate::device::{Device, Watch};
 use crate::epoch::Epoch;
 use crate::events::UnmountHandler;
 use crate::logic::change_map::ChangeMap;
+use crate::logic::errno;
 use crate::logic::extents::{sort_by_origin, FileExtent};
-use crate::logic::sizes::{self, FileSizes};
+use crate::logic::sizes::{self, FileSizes, MAX_FILE_BYTES};
 use crate::origin::Origin;
 use crate::params;
 use crate::snapshot::Snapshot;
@@ -88,6 +89,16 @@ pub(crate) struct Point {
     settled: Option<KBox<Epoch>>,
 }
 
+/// The sizes of a new COW file. An impossible one stays impossible: what is wrong with the path is
+/// checked first, then the file's creator refuses the size.
+fn file_sizes(geometry: Geometry, fallocated_mib: u64) -> FileSizes {
+    let percent = params::fallocate_percentage();
+    sizes::new_file(geometry.origin_bytes, fallocated_mib, percent).unwrap_or_else(|e| FileSizes {
+        reported_bytes: 0,
+        file_bytes: if e == errno::EFBIG { MAX_FILE_BYTES } else { 0 },
+    })
+}
+
 /// Those extents of `all`, in order of file blocks, that hold header and index.
 pub(crate) fn private_extents(all: &[FileExtent], geometry: Geometry) -> Result<KVVec<FileExtent>> {
     let end = geometry.first_data_position();
@@ -144,12 +155,7 @@ impl Device {
         let geometry = Geometry {
             origin_bytes: origin.bytes(),
         };
-        let sizes = sizes::new_file(
-            geometry.origin_bytes,
-            wanted.fallocated_mib,
-            params::fallocate_percentage(),
-        )
-        .map_err(|e| Error::from_errno(e.negative()))?;
+        let sizes = file_sizes(geometry, wanted.fallocated_mib);
         let header = cow::Header {
             flags: 0,
             fpos: geometry.first_data_position(),

@@ -64,6 +64,7 @@ mod devices;
 mod epoch;
 mod events;
 mod faults;
+mod free_at_point;
 mod freeze;
 mod intercept;
 mod ioctl_calls;

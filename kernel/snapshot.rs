@@ -43,7 +43,7 @@ use crate::sys::{
     queues::Queues,
 };
 use crate::{claim, copy, copy_ring::CopyRing, release, stored};
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{fence, AtomicBool, AtomicI32, AtomicU64, Ordering};
 use kernel::{
     impl_has_work, new_mutex, new_spinlock, new_work,
     prelude::*,
@@ -353,6 +353,8 @@ impl Snapshot {
 
     /// Held bios must still wait for our own writes.
     pub(crate) fn must_wait_for_writes(&self) -> bool {
+        // The error was stored before; see `copy::write_run` for the other half.
+        fence(Ordering::SeqCst);
         self.must_drain.load(Ordering::Acquire) && self.writes.count() > 0
     }
 

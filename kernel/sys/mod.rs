@@ -12,6 +12,7 @@ pub(crate) mod ffi;
 pub(crate) mod ffi_fs;
 pub(crate) mod fsnotify;
 pub(crate) mod gate;
+pub(crate) mod getfsmap;
 pub(crate) mod kobject;
 pub(crate) mod miscdev;
 pub(crate) mod module;

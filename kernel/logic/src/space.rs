@@ -25,7 +25,7 @@ type Page = [AtomicU64; WORDS];
 
 const PAGE_SEGMENTS: u64 = WORDS as u64 / 2;
 /// Pages of segments at most: 131072 segments.
-const MAX_PAGES: usize = 512;
+const MAX_PAGES: usize = WORDS;
 
 /// Contiguous blocks of the COW file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,20 +21,27 @@ pub enum Context {
     Atomic,
 }
 
+#[cfg(not(loom))]
 thread_local! {
     static FAIL: Cell<bool> = const { Cell::new(false) };
 }
 
+// loom's threads share the thread of the operating system.
+#[cfg(loom)]
+loom::thread_local! {
+    static FAIL: Cell<bool> = Cell::new(false);
+}
+
 /// Runs `f` while every allocation of this thread that goes through this module fails.
 pub fn without_memory<R>(f: impl FnOnce() -> R) -> R {
-    let before = FAIL.replace(true);
+    let before = FAIL.with(|fail| fail.replace(true));
     let r = f();
-    FAIL.set(before);
+    FAIL.with(|fail| fail.set(before));
     r
 }
 
 fn check() -> Result<(), AllocError> {
-    if FAIL.get() {
+    if FAIL.with(Cell::get) {
         Err(AllocError)
     } else {
         Ok(())
