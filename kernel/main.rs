@@ -94,16 +94,20 @@ module! {
 /// What exists while the module is loaded. A device holds the module, so there is none when this is
 /// dropped.
 struct Dattobd {
+    // Dropped in this order: first nobody can call any more, last what unmount callbacks run on.
     _control: control::Control,
+    _watches: sys::fsnotify::Watches,
 }
 
 impl kernel::Module for Dattobd {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: The kernel calls this once for each load, before anything else of the module runs.
         unsafe { intercept::init() };
+        let watches = sys::fsnotify::Watches::new()?;
         Ok(Self {
-            // SAFETY: As above: the only value.
+            // SAFETY: As above: the only value. Last, as calls may arrive at once.
             _control: unsafe { control::Control::new() }?,
+            _watches: watches,
         })
     }
 }
