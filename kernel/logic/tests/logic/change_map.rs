@@ -85,6 +85,7 @@ proptest! {
     #![proptest_config(config(1))]
 
     #[test]
+    #[cfg_attr(miri, ignore = "the naive model takes minutes there")]
     fn agrees_with_a_set((blocks, steps, probe) in case()) {
         let map = ChangeMap::new(blocks).unwrap();
         let mut set = BTreeSet::new();
