@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The few system calls that `std` does not offer. All `unsafe` of this crate is in here.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::libc;
+
+/// Bytes at a 4096-byte boundary, as O_DIRECT wants them.
+pub struct AlignedBuf {
+    raw: Vec<u8>,
+    at: usize,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// `len` zero bytes.
+    pub fn new(len: usize) -> Self {
+        let raw = vec![0; len + 4096];
+        let at = raw.as_ptr().align_offset(4096);
+        Self { raw, at, len }
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.raw[self.at..self.at + self.len]
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.raw[self.at..self.at + self.len]
+    }
+}
+
+/// Opens for reading with extra `O_*` flags.
+pub fn open_read(path: &Path, flags: i32) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))
+}
+
+/// Opens an existing file for reading and writing with extra `O_*` flags.
+pub fn open_write(path: &Path, flags: i32) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
+        .with_context(|| format!("open {} for writing", path.display()))
+}
+
+/// Size in bytes of a file or block device.
+pub fn size_of(file: &File) -> Result<u64> {
+    Ok((&mut &*file).seek(SeekFrom::End(0))?)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC: the same clock in all processes.
+pub fn now() -> u64 {
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("CLOCK_MONOTONIC exists");
+    t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
+}
+
+const BLKDISCARD: u64 = 0x1277;
+const BLKSECDISCARD: u64 = 0x127d;
+const BLKZEROOUT: u64 = 0x127f;
+const BLKSSZGET: u64 = 0x1268;
+
+fn range_ioctl(file: &File, code: u64, start: u64, len: u64) -> io::Result<()> {
+    let range = [start, len];
+    // SAFETY: the calls read two u64 from the pointer, which points to an array of two.
+    let r = unsafe { libc::ioctl(file.as_raw_fd(), code as _, range.as_ptr()) };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Discards a byte range of a block device.
+pub fn discard(file: &File, start: u64, len: u64) -> io::Result<()> {
+    range_ioctl(file, BLKDISCARD, start, len)
+}
+
+/// Erases a byte range of a block device securely.
+pub fn secure_erase(file: &File, start: u64, len: u64) -> io::Result<()> {
+    range_ioctl(file, BLKSECDISCARD, start, len)
+}
+
+/// Writes zeroes to a byte range of a block device, by the device's own command where it has one.
+pub fn zero_out(file: &File, start: u64, len: u64) -> io::Result<()> {
+    range_ioctl(file, BLKZEROOUT, start, len)
+}
+
+/// The logical block size of a block device; 512 for a file.
+pub fn logical_block_size(file: &File) -> u64 {
+    let mut size: libc::c_int = 0;
+    // SAFETY: the call writes one int to the pointer.
+    let r = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET as _, &mut size) };
+    if r < 0 {
+        512
+    } else {
+        size as u64
+    }
+}
+
+/// Calls an ioctl with an argument word of any kind; returns the errno.
+///
+/// The word may be a wild pointer on purpose: the kernel must answer EFAULT. It must not point into
+/// memory of this process that the call could overwrite, other than a buffer made for it.
+pub fn ioctl_word(file: &File, code: u32, word: u64) -> Result<(), i32> {
+    // SAFETY: what the pointer points to is the caller's: either nothing mapped, or a buffer.
+    let r = unsafe { libc::ioctl(file.as_raw_fd(), u64::from(code) as _, word) };
+    if r < 0 {
+        return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
+    }
+    Ok(())
+}
+
+/// A part of a file's place on its device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilePlace {
+    /// Where in the file.
+    pub logical: u64,
+    /// Where on the device.
+    pub physical: u64,
+    /// How much.
+    pub len: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    _reserved64: [u64; 2],
+    flags: u32,
+    _reserved: [u32; 3],
+}
+
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    _reserved: u32,
+    extents: [FiemapExtent; 128],
+}
+
+const FS_IOC_FIEMAP: u64 = 0xc020_660b;
+const FIEMAP_FLAG_SYNC: u32 = 1;
+const EXTENT_LAST: u32 = 1;
+/// Unknown place, delayed allocation, encoded, inline, unwritten: nothing that raw reads can check.
+const EXTENT_UNUSABLE: u32 = 0x2 | 0x4 | 0x8 | 0x80 | 0x200 | 0x800;
+
+/// Where the file lies on its device. Fails unless every part is written and plain.
+pub fn file_places(file: &File) -> Result<Vec<FilePlace>> {
+    let mut out: Vec<FilePlace> = Vec::new();
+    let mut start = 0;
+    loop {
+        let mut map = Fiemap {
+            start,
+            length: u64::MAX - start,
+            flags: FIEMAP_FLAG_SYNC,
+            mapped: 0,
+            count: 128,
+            _reserved: 0,
+            extents: [FiemapExtent::default(); 128],
+        };
+        // SAFETY: the struct is laid out as the kernel's `struct fiemap` with room for `count`.
+        let r = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) };
+        if r < 0 {
+            return Err(io::Error::last_os_error()).context("FIEMAP");
+        }
+        if map.mapped == 0 {
+            return Ok(out);
+        }
+        for e in &map.extents[..map.mapped as usize] {
+            anyhow::ensure!(
+                e.flags & EXTENT_UNUSABLE == 0,
+                "extent at {} has flags {:#x}: not a plain written extent",
+                e.logical,
+                e.flags
+            );
+            out.push(FilePlace {
+                logical: e.logical,
+                physical: e.physical,
+                len: e.length,
+            });
+            start = e.logical + e.length;
+            if e.flags & EXTENT_LAST != 0 {
+                return Ok(out);
+            }
+        }
+    }
+}
+
+/// A file mapped shared and writable.
+pub struct SharedMap {
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone; `&mut self` guards every store.
+unsafe impl Send for SharedMap {}
+
+impl SharedMap {
+    /// Maps the first `len` bytes of the file, which has at least that many.
+    pub fn new(file: &File, len: usize) -> Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).context("mmap");
+        }
+        Ok(Self { at: at.cast(), len })
+    }
+
+    /// Stores bytes.
+    pub fn store(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.len);
+        // SAFETY: inside the mapping by the assertion; `bytes` cannot overlap it, since nobody
+        // can borrow from the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(at), bytes.len()) };
+    }
+}
+
+impl Drop for SharedMap {
+    fn drop(&mut self) {
+        // SAFETY: the very range that `new` mapped.
+        unsafe { libc::munmap(self.at.cast(), self.len) };
+    }
+}
+
+/// A path string that ends exactly at the end of mapped memory, without a NUL: reading on faults.
+pub fn unterminated_at_edge(text: &[u8]) -> Result<u64> {
+    let page = 4096;
+    let pages = text.len().div_ceil(page);
+    // SAFETY: a new anonymous mapping; the page behind it is made inaccessible, and the bytes are
+    // stored inside the accessible part. It is left mapped until the process ends.
+    unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            (pages + 1) * page,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).context("mmap");
+        }
+        let at: *mut u8 = at.cast();
+        if libc::mprotect(at.add(pages * page).cast(), page, libc::PROT_NONE) < 0 {
+            return Err(io::Error::last_os_error()).context("mprotect");
+        }
+        let start = at.add(pages * page - text.len());
+        std::ptr::copy_nonoverlapping(text.as_ptr(), start, text.len());
+        Ok(start as u64)
+    }
+}
+
+/// Marks types of this crate as plain bytes for ioctls.
+macro_rules! plain {
+    ($t:ty) => {
+        // SAFETY: `repr(C)`, an array of integers, no padding.
+        unsafe impl ioctl_abi::ioctl::Plain for $t {}
+    };
+}
+pub(crate) use plain;
