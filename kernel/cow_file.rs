@@ -101,21 +101,27 @@ impl CowFile {
         Ok(())
     }
 
-    /// Ends the protection and removes the file.
+    /// Ends the protection and removes the file. EBUSY when its filesystem is frozen by somebody else,
+    /// ENOENT when a directory above it was renamed and its name is not known any more: it stays then.
     pub(crate) fn remove(mut self) -> Result {
         let watch = self.watch.take().ok_or(ESTALE)?;
         let live = watch.enter()?;
         // Taking the mark off first: the last link may take the inode out of memory.
         live.unprotect();
         watch.close();
-        if live.filesystem().writes_stopped() {
+        let result = if live.filesystem().writes_stopped() {
+            Err(EBUSY)
+        } else {
+            live.unlink(&self.path_in_fs)
+        };
+        if let Err(e) = result {
             pr_err!(
-                "the COW file {} stays: its filesystem is frozen\n",
-                BStr::from_bytes(self.path_in_fs.to_bytes())
+                "the COW file {} is no longer used but could not be removed: error {}\n",
+                BStr::from_bytes(self.path_in_fs.to_bytes()),
+                e.to_errno()
             );
-            return Err(EBUSY);
         }
-        live.unlink(&self.path_in_fs)
+        result
     }
 
     /// Lets go of the file, which stays where it is. For a filesystem that is gone.

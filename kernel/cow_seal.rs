@@ -70,44 +70,35 @@ impl CowFile {
     }
 }
 
-/// Writes the index, which lies between the header and byte `end`. Blocks of zeros are left out: that
-/// part of the file was never written, and reads as zeros.
+/// Writes the index, which lies between the header and byte `end`. A batch of zeros is left out: that
+/// part of the file was never written, and reads as zeros. Within a batch, zeros between other
+/// entries are written: short holes would only fragment the file's list of extents.
 fn write_index(file: &OpenFile, end: u64, index: &mut dyn FnMut(u64, &mut [u64])) -> Result {
     let mut entries: KVec<u64> = KVec::new();
     entries.resize(BATCH, 0, GFP_KERNEL)?;
-    let mut bytes: KVec<u8> = KVec::with_capacity(
-        BATCH.saturating_mul(ENTRY_BYTES as usize),
-        GFP_KERNEL,
-    )?;
+    let mut bytes: KVec<u8> =
+        KVec::with_capacity(BATCH.saturating_mul(ENTRY_BYTES as usize), GFP_KERNEL)?;
     let mut at = HEADER_BYTES;
     let mut first = 0u64;
     while at < end {
         let left = usize::try_from(end.saturating_sub(at) / ENTRY_BYTES).unwrap_or(BATCH);
         let batch = entries.get_mut(..left.min(BATCH)).ok_or(EINVAL)?;
         index(first, batch);
-        // One write for each run of blocks that are not all zero.
+        let in_use = |block: &[u64]| block.iter().any(|&e| e != 0);
+        let skipped = batch.chunks(PER_BLOCK).take_while(|b| !in_use(b)).count();
+        let behind = batch.chunks(PER_BLOCK).rposition(in_use).map_or(0, |last| last.saturating_add(1));
         bytes.clear();
-        for block in batch.chunks(PER_BLOCK) {
-            if block.iter().all(|&e| e == 0) {
-                flush(file, &mut bytes, at)?;
-            } else {
-                for e in block {
-                    bytes.extend_from_slice(&e.to_le_bytes(), GFP_KERNEL)?;
-                }
+        for block in batch.chunks(PER_BLOCK).take(behind).skip(skipped) {
+            for e in block {
+                bytes.extend_from_slice(&e.to_le_bytes(), GFP_KERNEL)?;
             }
-            at = at.saturating_add(BLOCK_SIZE);
         }
-        flush(file, &mut bytes, at)?;
+        if !bytes.is_empty() {
+            let skipped = BLOCK_SIZE.saturating_mul(skipped as u64);
+            file.write_at(&bytes, at.saturating_add(skipped))?;
+        }
+        at = at.saturating_add((batch.len() as u64).saturating_mul(ENTRY_BYTES));
         first = first.saturating_add(batch.len() as u64);
-    }
-    Ok(())
-}
-
-/// Writes `bytes`, which end at byte `end` of the file, and empties them.
-fn flush(file: &OpenFile, bytes: &mut KVec<u8>, end: u64) -> Result {
-    if !bytes.is_empty() {
-        file.write_at(bytes, end.saturating_sub(bytes.len() as u64))?;
-        bytes.clear();
     }
     Ok(())
 }

@@ -232,24 +232,26 @@ struct file *dbd_open_inode(struct vfsmount *mnt, struct inode *inode, int flags
 	return file;
 }
 
-/* A name of @inode: one that the dcache knows, else @path below the root of @mnt. */
+/* A name of @inode: @path below the root of @mnt if it still is one, else any that is in memory. */
 struct dentry *dbd_named_dentry(struct vfsmount *mnt, struct inode *inode, const char *path)
 {
-	struct dentry *dentry = d_find_alias(inode);
+	struct dentry *dentry = NULL;
 	struct path found;
-	int err;
 
-	if (dentry && !IS_ROOT(dentry))
-		return dentry;
-	dput(dentry);
 	while (*path == '/')
 		path++;
-	err = vfs_path_lookup(mnt->mnt_root, mnt, path, 0, &found);
-	if (err)
-		return ERR_PTR(err);
-	dentry = d_inode(found.dentry) == inode ? dget(found.dentry) : ERR_PTR(-ESTALE);
-	path_put(&found);
-	return dentry;
+	if (!vfs_path_lookup(mnt->mnt_root, mnt, path, 0, &found)) {
+		if (d_inode(found.dentry) == inode)
+			dentry = dget(found.dentry);
+		path_put(&found);
+	}
+	if (!dentry)
+		dentry = d_find_alias(inode);
+	if (dentry && IS_ROOT(dentry)) {
+		dput(dentry);
+		dentry = NULL;
+	}
+	return dentry ?: ERR_PTR(-ENOENT);
 }
 
 int dbd_unlink(struct vfsmount *mnt, struct dentry *dentry)

@@ -4,6 +4,10 @@
 use core::ffi::{c_char, c_uint, c_void};
 use kernel::bindings;
 
+#[allow(
+    improper_ctypes,
+    reason = "the kernel's structs contain empty ones (lock_class_key); only pointers to them pass"
+)]
 extern "C" {
     pub(super) fn dbd_tracepoint_sync();
     pub(super) fn dbd_alloc_workqueue(

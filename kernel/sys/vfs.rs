@@ -385,7 +385,7 @@ impl LiveInode {
         unsafe { ffi::dbd_inode_unprotect(self.inode.as_ptr()) }
     }
 
-    /// Removes a name of the file: one that is known in memory, else `path`, if that still is it.
+    /// Removes a name of the file: `path` if that still is one, else any that is in memory. ENOENT.
     pub(crate) fn unlink(&self, path: &CStr) -> Result {
         // SAFETY: All valid by the type invariants; NUL-terminated.
         unsafe {
