@@ -23,10 +23,7 @@ pub(crate) fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 /// The first block of a COW file.
-fn header_block(
-    header: &cow::Header,
-    ext: &cow::Extension,
-) -> [u8; HEADER_BYTES as usize] {
+fn header_block(header: &cow::Header, ext: &cow::Extension) -> [u8; HEADER_BYTES as usize] {
     let mut block = [0; HEADER_BYTES as usize];
     put(&mut block, 0, &header.encode());
     put(&mut block, cow::EXT_OFFSET, &ext.encode());

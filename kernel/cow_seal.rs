@@ -86,7 +86,10 @@ fn write_index(file: &OpenFile, end: u64, index: &mut dyn FnMut(u64, &mut [u64])
         index(first, batch);
         let in_use = |block: &[u64]| block.iter().any(|&e| e != 0);
         let skipped = batch.chunks(PER_BLOCK).take_while(|b| !in_use(b)).count();
-        let behind = batch.chunks(PER_BLOCK).rposition(in_use).map_or(0, |last| last.saturating_add(1));
+        let behind = batch
+            .chunks(PER_BLOCK)
+            .rposition(in_use)
+            .map_or(0, |last| last.saturating_add(1));
         bytes.clear();
         for block in batch.chunks(PER_BLOCK).take(behind).skip(skipped) {
             for e in block {

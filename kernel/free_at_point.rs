@@ -172,9 +172,7 @@ pub(crate) fn free_at_point(node: &CStr, fs_type: &CStr) -> Result<KVVec<Extent>
         if n == 0 {
             break;
         }
-        let got = records
-            .get_mut(..n.saturating_mul(RECORD))
-            .ok_or(EINVAL)?;
+        let got = records.get_mut(..n.saturating_mul(RECORD)).ok_or(EINVAL)?;
         buffer.read(HEAD, got)?;
         let mut flags = 0;
         for record in got.chunks_exact(RECORD) {

@@ -23,7 +23,9 @@ impl UserBuffer {
         let addr = unsafe { ffi::dbd_user_map(len) };
         // As IS_ERR_VALUE().
         if addr >= usize::MAX.saturating_sub(4094) {
-            return Err(Error::from_errno(c_int::try_from(addr as isize).unwrap_or(-12)));
+            return Err(Error::from_errno(
+                c_int::try_from(addr as isize).unwrap_or(-12),
+            ));
         }
         // INVARIANT: Just mapped.
         Ok(Self {

@@ -206,9 +206,7 @@ impl PrivateMount {
     /// Mounts the device node `source` read-only, with options that take no value.
     pub(crate) fn read_only(fs_type: &CStr, source: &CStr, options: &[&CStr]) -> Result<Self> {
         // SAFETY: Both are NUL-terminated.
-        let fc = from_err_ptr(unsafe {
-            ffi::dbd_mount_begin(fs_type.as_ptr(), source.as_ptr())
-        })?;
+        let fc = from_err_ptr(unsafe { ffi::dbd_mount_begin(fs_type.as_ptr(), source.as_ptr()) })?;
         for option in options {
             // SAFETY: `fc` is valid until `finish` or `abort`.
             let result: c_int = unsafe { ffi::dbd_mount_flag(fc, option.as_ptr()) };

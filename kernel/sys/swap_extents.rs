@@ -39,8 +39,6 @@ pub(crate) fn load(file: &OpenFile) -> Result<(KVVec<FileExtent>, bindings::dev_
     let mut list: KVVec<FileExtent> = KVVec::new();
     let mut dev = 0;
     // SAFETY: The file is open; `add` gets the list, which nothing else uses during the call.
-    to_result(unsafe {
-        ffi::dbd_map_file(file.as_ptr(), &mut dev, add, (&raw mut list).cast())
-    })?;
+    to_result(unsafe { ffi::dbd_map_file(file.as_ptr(), &mut dev, add, (&raw mut list).cast()) })?;
     Ok((list, dev))
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Directories and files of a mounted filesystem.
 
-use super::superblock::{self, ActiveSuper, FreeSpace, PrivateMount};
 use super::ffi_fs as ffi;
+use super::superblock::{self, ActiveSuper, FreeSpace, PrivateMount};
 use core::ptr::NonNull;
 use kernel::{
     bindings, error::from_err_ptr, error::to_result, ffi::c_int, prelude::*, str::CString,
@@ -209,11 +209,7 @@ impl OpenFile {
         // SAFETY: The dentry of an open file is valid; the buffer has `len` bytes, and the result
         // points to a NUL-terminated string in it.
         let path = unsafe {
-            let p = bindings::dentry_path_raw(
-                (*self.path()).dentry,
-                buf.as_mut_ptr().cast(),
-                len,
-            );
+            let p = bindings::dentry_path_raw((*self.path()).dentry, buf.as_mut_ptr().cast(), len);
             CStr::from_char_ptr(from_err_ptr(p)?)
         };
         Ok(CString::try_from(path)?)
@@ -226,12 +222,7 @@ impl OpenFile {
         while !rest.is_empty() {
             // SAFETY: Valid by the type invariant; the buffer has that many bytes.
             let n = unsafe {
-                bindings::kernel_write(
-                    self.as_ptr(),
-                    rest.as_ptr().cast(),
-                    rest.len(),
-                    &mut pos,
-                )
+                bindings::kernel_write(self.as_ptr(), rest.as_ptr().cast(), rest.len(), &mut pos)
             };
             if n < 0 {
                 return Err(Error::from_errno(c_int::try_from(n).unwrap_or(-5)));
