@@ -143,11 +143,11 @@ impl BlockMap {
     fn leaf(&self, block: u64) -> Result<&Leaf, u64> {
         let table = self.root.get(index(block / TABLE_BLOCKS));
         let Some(table) = table.and_then(Lazy::page) else {
-            return Err(TABLE_BLOCKS - block % TABLE_BLOCKS);
+            return Err(TABLE_BLOCKS.saturating_sub(block % TABLE_BLOCKS));
         };
         let slot = table.get(index(block / LEAF_BLOCKS % LEAF_BLOCKS));
         slot.and_then(Lazy::page)
-            .ok_or(LEAF_BLOCKS - block % LEAF_BLOCKS)
+            .ok_or(LEAF_BLOCKS.saturating_sub(block % LEAF_BLOCKS))
     }
 
     fn cell(&self, block: u64) -> Option<&AtomicU64> {
@@ -174,7 +174,7 @@ impl BlockMap {
         let mut at = start;
         while at < end {
             self.reserve_leaf(at)?;
-            at = (at - at % LEAF_BLOCKS).saturating_add(LEAF_BLOCKS);
+            at = (at | (LEAF_BLOCKS - 1)).saturating_add(1);
         }
         Ok(())
     }

@@ -171,7 +171,7 @@ impl ChangeMap {
 
     /// Whether a block is marked; false behind the end of the map.
     pub fn is_marked(&self, block: u64) -> bool {
-        block < self.blocks && self.word(block) & mask(block % 64, block % 64 + 1) != 0
+        block < self.blocks && self.word(block).wrapping_shr((block % 64) as u32) & 1 != 0
     }
 
     /// The first block from `from` on whose bit is `value`.
@@ -184,19 +184,19 @@ impl ChangeMap {
                 Some(Content::Full) => Some(true),
                 Some(Content::Empty) | None => Some(false),
             };
-            let step = match uniform {
+            let last = match uniform {
                 Some(v) if v == value => return Some(at),
-                Some(_) => LEAF_BLOCKS,
+                Some(_) => at | (LEAF_BLOCKS - 1),
                 None => {
                     let hits = (self.word(at) ^ flip) & u64::MAX.wrapping_shl((at % 64) as u32);
                     if hits != 0 {
-                        let block = (at - at % 64).saturating_add(u64::from(hits.trailing_zeros()));
+                        let block = (at & !63).saturating_add(u64::from(hits.trailing_zeros()));
                         return (block < self.blocks).then_some(block);
                     }
-                    64
+                    at | 63
                 }
             };
-            at = (at - at % step).checked_add(step)?;
+            at = last.checked_add(1)?;
         }
         None
     }

@@ -64,10 +64,14 @@ impl FileExtent {
 /// Appends `next` to a list whose last element is `last`. Returns what the caller has to push: `None`
 /// when `next` was merged into `last`, or is empty.
 ///
-/// ```ignore
+/// ```
+/// # use cow_logic::extents::{merge_push, FileExtent};
+/// # let next = FileExtent { file_block: 0, origin_block: 7, len: 1 };
+/// # let mut list = Vec::new();
 /// if let Some(e) = merge_push(list.last_mut(), next) {
-///     list.push(e, flags)?;
+///     list.push(e);
 /// }
+/// # assert_eq!(list, [next]);
 /// ```
 pub fn merge_push(last: Option<&mut FileExtent>, next: FileExtent) -> Option<FileExtent> {
     if next.len == 0 || last.is_some_and(|last| last.append(next)) {

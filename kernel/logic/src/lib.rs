@@ -12,6 +12,15 @@
 //! Rules of the shared files: `core` only; no kernel types; no panic (kernel Rust has overflow checks
 //! on, and a panic there is a crash of the machine); `unsafe` only in [`lazy`].
 
+// Checked by machine, as far as it can be: nothing here panics. (The kernel build has no clippy.)
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::unwrap_used
+)]
 // Two words a leaf make some divisors 1.
 #![cfg_attr(loom, allow(clippy::modulo_one))]
 

@@ -36,7 +36,7 @@ pub const fn share(bytes: u64, percent: u32) -> u64 {
     // Split, so that nothing overflows; exact, for the hundreds contribute whole numbers.
     (bytes / 100)
         .saturating_mul(percent)
-        .saturating_add(bytes % 100 * percent / 100)
+        .saturating_add((bytes % 100).saturating_mul(percent) / 100)
 }
 
 /// The sizes of the COW file of an origin of `origin_bytes`: `fallocated_mib` as given to SETUP_SNAP or
@@ -64,7 +64,7 @@ pub const fn new_file(
         return Err(EINVAL);
     }
     Ok(FileSizes {
-        reported_bytes: file_bytes / MIB * MIB,
+        reported_bytes: file_bytes & !(MIB - 1),
         file_bytes,
     })
 }

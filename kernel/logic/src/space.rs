@@ -78,7 +78,7 @@ impl Space {
     /// The two words of segment number `i`, if its page is there.
     fn words(&self, i: u64) -> Option<(&AtomicU64, &AtomicU64)> {
         let page = self.pages.get(index(i / PAGE_SEGMENTS))?.page()?;
-        let at = index(i % PAGE_SEGMENTS * 2);
+        let at = index((i % PAGE_SEGMENTS).saturating_mul(2));
         Some((page.get(at)?, page.get(at.checked_add(1)?)?))
     }
 
