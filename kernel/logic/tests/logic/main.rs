@@ -21,7 +21,7 @@ use proptest::test_runner::{Config, RngSeed};
 fn config(seed: u64) -> Config {
     Config {
         cases: if cfg!(miri) {
-            6
+            2
         } else {
             Config::default().cases
         },
