@@ -9,8 +9,8 @@ use crate::events::Outlet;
 use crate::ioctl_calls::ControlCalls;
 use crate::params;
 use crate::proc::Info;
-use crate::sys::module::HibernationWatch;
 use crate::sys::miscdev::MiscNode;
+use crate::sys::module::HibernationWatch;
 use crate::sys::procfs::ProcFile;
 
 /// Exists while the module is loaded. Fields are dropped in this order: first nobody can call any

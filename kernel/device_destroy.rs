@@ -31,11 +31,7 @@ impl Device {
             Snapshot::shutdown(snapshot);
         }
         if let Some(file) = live.file.take() {
-            if self.unmounted() {
-                file.forget();
-            } else {
-                remove_file(file);
-            }
+            remove_file(file);
         }
         self.replace_shown(None);
         self.forget_tracking();

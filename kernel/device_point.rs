@@ -47,10 +47,18 @@ impl Drop for NewFile {
     }
 }
 
-/// Removes a COW file; what goes wrong is only worth a message.
+/// Removes a COW file, or lets go of it when its filesystem is gone. What goes wrong is only worth a
+/// message.
 pub(crate) fn remove_file(file: CowFile) {
-    if let Err(e) = file.remove() {
-        pr_warn!("a COW file could not be removed: error {}\n", e.to_errno());
+    if file.is_gone() {
+        file.forget();
+        return;
+    }
+    match file.remove() {
+        Ok(()) => {}
+        // Unmounted just now.
+        Err(e) if e == ESTALE => {}
+        Err(e) => pr_warn!("a COW file could not be removed: error {}\n", e.to_errno()),
     }
 }
 
@@ -251,12 +259,7 @@ impl Device {
     }
 
     /// Back to the time before a point: no write has anything to do with `snapshot` any more.
-    pub(crate) fn retreat(
-        &self,
-        tracker: &Tracker,
-        snapshot: &Arc<Snapshot>,
-        epoch: KBox<Epoch>,
-    ) {
+    pub(crate) fn retreat(&self, tracker: &Tracker, snapshot: &Arc<Snapshot>, epoch: KBox<Epoch>) {
         // When the tracking has ended there is nothing to go back to, nor to wait for.
         if let Ok(old) = self.switch(tracker, epoch) {
             drop(old.wait());
@@ -272,11 +275,7 @@ impl Device {
     /// # Errors
     ///
     /// ENODEV: the tracking has ended.
-    pub(crate) fn switch(
-        &self,
-        tracker: &Tracker,
-        epoch: KBox<Epoch>,
-    ) -> Result<Retired<Epoch>> {
+    pub(crate) fn switch(&self, tracker: &Tracker, epoch: KBox<Epoch>) -> Result<Retired<Epoch>> {
         let running = epoch.snapshot.clone();
         // Under the lock: either the unmount callback sees the new snapshot, or we see its mark.
         let mut view = self.view.lock();

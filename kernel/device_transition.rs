@@ -18,10 +18,7 @@ use crate::snapshot::Snapshot;
 use crate::snapshot_disk::SnapshotDisk;
 
 /// The rules for writes in incremental mode.
-fn incremental_epoch(
-    changes: &Arc<ChangeMap>,
-    private: &[FileExtent],
-) -> Result<KBox<Epoch>> {
+fn incremental_epoch(changes: &Arc<ChangeMap>, private: &[FileExtent]) -> Result<KBox<Epoch>> {
     Ok(KBox::new(
         Epoch {
             changes: changes.clone(),
@@ -90,6 +87,8 @@ impl Device {
         self.step("truncating the COW file");
         match file.truncate(live.geometry.data_offset()) {
             Ok(()) => live.cow_extents = cow_extents,
+            // Unmounted just now: the device is being reported as ended.
+            Err(e) if e == ESTALE => {}
             // The file stays larger than it need be: nothing is lost.
             Err(e) => pr_warn!(
                 "datto{}: the COW file keeps its size: error {}\n",

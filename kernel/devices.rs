@@ -164,7 +164,11 @@ impl Devices {
     fn release(&self, device: &Arc<Device>) {
         let mut slots = self.slots.lock();
         let slot = match slots.get_mut(index(device.minor())) {
-            Some(entry) if entry.as_ref().is_some_and(|s| Arc::ptr_eq(&s.device, device)) => {
+            Some(entry)
+                if entry
+                    .as_ref()
+                    .is_some_and(|s| Arc::ptr_eq(&s.device, device)) =>
+            {
                 entry.take()
             }
             _ => None,

@@ -123,9 +123,9 @@ fn reason(errno: i32) -> &'static str {
         ENOSPC => "no space left for the COW file",
         EIO => "an I/O error on the device or its COW file",
         ENOMEM => "not enough memory",
-        ETXTBSY => "somebody else wrote to the blocks of the COW file",
+        ESTALE => "somebody else wrote to the blocks of the COW file",
         ENODEV => "its filesystem was unmounted, or the disk is gone",
-        ECANCELED => "a secure erase was asked for",
+        EOPNOTSUPP => "an operation that leaves no old data to keep, such as a secure erase",
         _ => "see the messages above",
     }
 }

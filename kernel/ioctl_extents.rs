@@ -21,7 +21,9 @@ pub(crate) fn extents(devices: &Devices, arg: u64) -> Result {
         return Err(EINVAL);
     }
     let (changes, cow_file) = devices.get(p.minor)?.extents()?;
-    let room = usize::try_from(p.count).map_err(|_| EINVAL)?.min(MAX_ENTRIES);
+    let room = usize::try_from(p.count)
+        .map_err(|_| EINVAL)?
+        .min(MAX_ENTRIES);
     let mut list = KVVec::with_capacity(room, GFP_KERNEL)?;
     let next = match p.kind {
         abi::EXTENTS_CHANGED => fill(&mut list, room, p.start, |from| changes.next_run(from))?,
@@ -31,9 +33,7 @@ pub(crate) fn extents(devices: &Devices, arg: u64) -> Result {
     let mut addr = p.extents;
     for extent in &list {
         uaccess::write(addr, extent)?;
-        addr = addr
-            .checked_add(size_of::<Extent>() as u64)
-            .ok_or(EFAULT)?;
+        addr = addr.checked_add(size_of::<Extent>() as u64).ok_or(EFAULT)?;
     }
     p.count = u32::try_from(list.len()).map_err(|_| EINVAL)?;
     p.start = next;
