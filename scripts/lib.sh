@@ -52,11 +52,13 @@ in_chroot() {
         mount --bind /sys "$ROOT/sys"
         mount --bind "$TOP" "$ROOT/dattobd"
         mount --bind "$CACHE" "$ROOT/cache"
-        for ca in "${SSL_CERT_FILE:-}" "${CARGO_HTTP_CAINFO:-}" "${CURL_CA_BUNDLE:-}"; do
-            [ -f "$ca" ] || continue
-            mkdir -p "$ROOT$(dirname "$ca")"
-            [ -f "$ROOT$ca" ] || cp "$ca" "$ROOT$ca"
+        # A machine behind a proxy has certificates of its own: the chroot needs them too.
+        ca=
+        for file in "${SSL_CERT_FILE:-}" "${CARGO_HTTP_CAINFO:-}" /etc/ssl/certs/ca-certificates.crt; do
+            [ -z "$ca" ] && [ -f "$file" ] && cp -L "$file" "$ROOT/etc/ssl/host-ca.crt" && ca=1
         done
+        [ -z "$ca" ] || set -- SSL_CERT_FILE=/etc/ssl/host-ca.crt \
+            CARGO_HTTP_CAINFO=/etc/ssl/host-ca.crt "$@"
         exec chroot "$ROOT" /usr/bin/env -u CARGO_HOME -u RUSTUP_HOME -u RUSTUP_TOOLCHAIN \
             HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin \
             CARGO_HOME=/cache/cargo "$@"
