@@ -237,3 +237,29 @@ fn threads_lose_nothing_and_count_exactly() {
         assert_eq!(runs_of(&map), runs(&all));
     }
 }
+
+/// All threads at the same words at the same time: an update that is not atomic loses bits here.
+#[test]
+fn threads_that_share_words_lose_nothing() {
+    let (rounds, blocks) = if cfg!(miri) { (1, 128) } else { (200, 4096) };
+    for _ in 0..rounds {
+        let map = Arc::new(ChangeMap::new(blocks).unwrap());
+        let start = Arc::new(std::sync::Barrier::new(4));
+        let threads: Vec<_> = (0..4)
+            .map(|t| {
+                let (map, start) = (Arc::clone(&map), Arc::clone(&start));
+                std::thread::spawn(move || {
+                    start.wait();
+                    for b in (t..blocks).step_by(4) {
+                        map.mark(b, 1);
+                    }
+                })
+            })
+            .collect();
+        for t in threads {
+            t.join().unwrap();
+        }
+        assert_eq!(runs_of(&map), [(0, blocks)]);
+        assert_eq!(map.count(), blocks);
+    }
+}
