@@ -148,6 +148,12 @@ fn check_filesystem(
     if !sb.is_simple() {
         return Err(unsupported(path, "its filesystem is on several devices"));
     }
+    if sb.block_size() < BLOCK_SIZE {
+        return Err(unsupported(
+            path,
+            "its filesystem has blocks of less than 4096 bytes, so that files lie across ours",
+        ));
+    }
     if sb.is_read_only() {
         return Err(EROFS);
     }
@@ -201,7 +207,7 @@ pub(crate) fn load_extents(
         Err(e) if e == ERANGE => {
             return Err(unsupported(
                 path,
-                "its filesystem has blocks of less than 4096 bytes, and the file came to lie across them",
+                "the file came to lie across blocks of 4096 bytes",
             ))
         }
         Err(e) if e == EINVAL => {
@@ -265,7 +271,12 @@ impl CowFile {
         let mut new = Unfinished(Some(file));
         let file = new.file()?;
         check_file(path, file)?;
-        file.allocate(bytes)?;
+        match file.allocate(bytes) {
+            Err(e) if e == EOPNOTSUPP => {
+                return Err(unsupported(path, "its filesystem cannot preallocate files"))
+            }
+            other => other?,
+        }
         file.write_at(&header_block(header, ext), 0)?;
         file.sync()?;
         // From here on the extents can no longer change; then they are read.

@@ -23,6 +23,7 @@ use kernel::prelude::*;
 use kernel::str::{BStr, CString};
 
 use crate::abi::cow::BLOCK_SIZE;
+use crate::freeze::Frozen;
 use crate::logic::extents::FileExtent;
 use crate::sys::fsnotify::InodeWatch;
 use crate::sys::vfs::LiveInode;
@@ -79,6 +80,18 @@ impl CowFile {
             return Err(EBUSY);
         }
         Ok(live)
+    }
+
+    /// Freezes the filesystem that the file is in, which is that of the origin. Unlike
+    /// [`Origin::freeze`] it need not be looked for, so that no other filesystem matters.
+    ///
+    /// [`Origin::freeze`]: crate::origin::Origin::freeze
+    pub(crate) fn freeze(&self) -> Result<Frozen> {
+        let sb = self.watch.as_ref().ok_or(ESTALE)?.filesystem()?;
+        if sb.is_read_only() {
+            return Err(EROFS);
+        }
+        Frozen::new(sb)
     }
 
     /// Gives all behind byte `bytes` back to the filesystem. The engine must have stopped writing

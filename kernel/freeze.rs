@@ -27,6 +27,10 @@ pub(crate) struct Frozen {
 impl Frozen {
     /// EBUSY: another part of the kernel holds it frozen; else what the filesystem says.
     pub(crate) fn new(sb: ActiveSuper) -> Result<Self> {
+        // Freezing writes back everything while writers wait: let most of it happen before.
+        if !sb.writes_stopped() {
+            sb.sync();
+        }
         let no_io = NoIo::enter();
         let since = Instant::<Monotonic>::now();
         let frozen = FrozenSuper::freeze(sb)?;

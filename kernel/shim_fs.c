@@ -105,6 +105,20 @@ bool dbd_sb_writes_stopped(struct super_block *sb)
 	return false;
 }
 
+unsigned long dbd_sb_block_size(struct super_block *sb)
+{
+	return sb->s_blocksize;
+}
+
+/* Writes back what is dirty. The caller holds an active reference. */
+void dbd_sb_sync(struct super_block *sb)
+{
+	down_read(&sb->s_umount);
+	if (!sb_rdonly(sb))
+		sync_filesystem(sb);
+	up_read(&sb->s_umount);
+}
+
 bool dbd_sb_is_frozen(struct super_block *sb)
 {
 	return READ_ONCE(sb->s_writers.frozen) == SB_FREEZE_COMPLETE;
@@ -254,6 +268,7 @@ struct dentry *dbd_named_dentry(struct vfsmount *mnt, struct inode *inode, const
 	return dentry ?: ERR_PTR(-ENOENT);
 }
 
+/* @dentry stays positive, for open files and others that hold it. */
 int dbd_unlink(struct vfsmount *mnt, struct dentry *dentry)
 {
 	struct dentry *parent = dget_parent(dentry);
@@ -262,12 +277,15 @@ int dbd_unlink(struct vfsmount *mnt, struct dentry *dentry)
 
 	if (err)
 		goto out;
+	/* With the caller's reference alone, unlinking would take the inode away from it. */
+	dget(dentry);
 	inode_lock_nested(dir, I_MUTEX_PARENT);
 	if (dentry->d_parent != parent || d_unhashed(dentry) || d_is_negative(dentry))
 		err = -ESTALE;
 	else
 		err = vfs_unlink(mnt_idmap(mnt), dir, dentry, NULL);
 	inode_unlock(dir);
+	dput(dentry);
 	mnt_drop_write(mnt);
 out:
 	dput(parent);

@@ -37,6 +37,8 @@ bool dbd_sb_is_simple(struct super_block *sb);
 bool dbd_sb_read_only(struct super_block *sb);
 bool dbd_sb_get_active(struct super_block *sb);
 bool dbd_sb_writes_stopped(struct super_block *sb);
+unsigned long dbd_sb_block_size(struct super_block *sb);
+void dbd_sb_sync(struct super_block *sb);
 bool dbd_sb_is_frozen(struct super_block *sb);
 int dbd_sb_freeze(struct super_block *sb);
 int dbd_sb_thaw(struct super_block *sb);

@@ -63,6 +63,8 @@ extern "C" {
     pub(super) fn dbd_sb_read_only(sb: *mut bindings::super_block) -> bool;
     pub(super) fn dbd_sb_get_active(sb: *mut bindings::super_block) -> bool;
     pub(super) fn dbd_sb_writes_stopped(sb: *mut bindings::super_block) -> bool;
+    pub(super) fn dbd_sb_block_size(sb: *mut bindings::super_block) -> c_ulong;
+    pub(super) fn dbd_sb_sync(sb: *mut bindings::super_block);
     pub(super) fn dbd_sb_is_frozen(sb: *mut bindings::super_block) -> bool;
     pub(super) fn dbd_sb_freeze(sb: *mut bindings::super_block) -> c_int;
     pub(super) fn dbd_sb_thaw(sb: *mut bindings::super_block) -> c_int;

@@ -127,17 +127,24 @@ impl InodeWatch {
         Ok(Self { shared, mark })
     }
 
+    fn hold(&self) -> Result<(ActiveSuper, NonNull<bindings::inode>)> {
+        let state = self.shared.state.lock();
+        let inode = state.inode.ok_or(ESTALE)?;
+        // SAFETY: Under the lock the inode is valid, and with it its superblock: the unmount
+        // would have to get past `unmounted` first.
+        let sb = unsafe { ActiveSuper::get((*inode.as_ptr()).i_sb) };
+        // Nothing of this drops an active reference under the lock.
+        Ok((sb.ok_or(ESTALE)?, inode))
+    }
+
+    /// The filesystem, kept alive until the result is dropped. ESTALE: it is gone.
+    pub(crate) fn filesystem(&self) -> Result<ActiveSuper> {
+        self.hold().map(|(sb, _)| sb)
+    }
+
     /// The inode and its filesystem, kept alive until the result is dropped. ESTALE: it is gone.
     pub(crate) fn enter(&self) -> Result<LiveInode> {
-        let (sb, inode) = {
-            let state = self.shared.state.lock();
-            let inode = state.inode.ok_or(ESTALE)?;
-            // SAFETY: Under the lock the inode is valid, and with it its superblock: the unmount
-            // would have to get past `unmounted` first.
-            let sb = unsafe { ActiveSuper::get((*inode.as_ptr()).i_sb) };
-            // Nothing of this drops an active reference under the lock.
-            (sb.ok_or(ESTALE)?, inode)
-        };
+        let (sb, inode) = self.hold()?;
         // SAFETY: The filesystem is held; the mark holds the inode as long as the filesystem lives and
         // `self` is borrowed.
         unsafe { LiveInode::new(sb, inode) }

@@ -70,6 +70,18 @@ impl ActiveSuper {
         unsafe { ffi::dbd_sb_writes_stopped(self.as_ptr()) }
     }
 
+    /// Size of its blocks in bytes.
+    pub(crate) fn block_size(&self) -> u64 {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_block_size(self.as_ptr()) as u64 }
+    }
+
+    /// Writes back what is dirty now, as far as that works.
+    pub(crate) fn sync(&self) {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_sync(self.as_ptr()) }
+    }
+
     /// The largest file it can hold, in bytes.
     pub(crate) fn max_file_bytes(&self) -> u64 {
         // SAFETY: Valid by the type invariant, constant.
