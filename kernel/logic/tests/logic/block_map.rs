@@ -11,6 +11,8 @@ const BLOCKS: u64 = 512 * 512 + 700;
 /// Length of the longest question: over two borders, except where that takes minutes.
 const LONG: u64 = if cfg!(miri) { 520 } else { 1100 };
 
+const PROBES: usize = if cfg!(miri) { 3 } else { 20 };
+
 /// Blocks around the borders of leaves and tables.
 fn block() -> impl Strategy<Value = u64> {
     prop_oneof![
@@ -116,7 +118,7 @@ proptest! {
     #[test]
     fn agrees_with_a_table(
         steps in prop::collection::vec(step(), 0..40),
-        probes in prop::collection::vec((block(), prop_oneof![0..30u64, 500..LONG]), 1..20),
+        probes in prop::collection::vec((block(), prop_oneof![0..30u64, 500..LONG]), 1..PROBES),
     ) {
         let map = BlockMap::new(BLOCKS).unwrap();
         let mut model = Model::default();

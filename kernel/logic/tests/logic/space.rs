@@ -20,11 +20,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+const STEPS: usize = if cfg!(miri) { 12 } else { 60 };
+
 proptest! {
     #![proptest_config(config(4))]
 
     #[test]
-    fn agrees_with_a_list(steps in prop::collection::vec(step(), 0..60)) {
+    fn agrees_with_a_list(steps in prop::collection::vec(step(), 0..STEPS)) {
         let space = Space::new().unwrap();
         let (mut usable, mut taken) = (Vec::new(), BTreeSet::new());
         let mut end = 3;
