@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
@@ -85,6 +86,25 @@ pub fn hash(path: &Path, skip: &Blocks) -> Result<u64> {
         first += x.len() as u64 / BLOCK;
     }
     Ok(sum)
+}
+
+/// Copies a file or device over another one of the same size, `skip` left out.
+pub fn copy(from: &Path, to: &Path, skip: &Blocks) -> Result<()> {
+    let mut p = Pieces::open(from)?;
+    let out = sys::open_write(to, 0)?;
+    let mut buf = vec![0; PIECE];
+    let mut first = 0;
+    while let Some(x) = p.next(&mut buf, from)? {
+        for (i, b) in x.chunks(BLOCK as usize).enumerate() {
+            let block = first + i as u64;
+            if !skip.contains(block) {
+                out.write_all_at(b, block * BLOCK)?;
+            }
+        }
+        first += x.len() as u64 / BLOCK;
+    }
+    out.sync_all()?;
+    Ok(())
 }
 
 /// Blocks of `a` that are not in `b`.

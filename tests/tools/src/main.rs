@@ -116,6 +116,15 @@ enum Command {
         #[command(flatten)]
         skip: Skip,
     },
+    /// Copy a device or image over another one
+    Copy {
+        /// From
+        from: PathBuf,
+        /// To
+        to: PathBuf,
+        #[command(flatten)]
+        skip: Skip,
+    },
     /// Print a hash of a device or image
     Hash {
         /// Device or image
@@ -275,6 +284,7 @@ fn run(command: Command) -> Result<ExitCode> {
             }
             println!("{} and {} are equal", a.display(), b.display());
         }
+        Command::Copy { from, to, skip } => cmp::copy(&from, &to, &skip.load()?)?,
         Command::Hash { device, skip } => {
             println!("{:016x}", cmp::hash(&device, &skip.load()?)?);
         }

@@ -19,6 +19,7 @@ trap 'say "FAILED: line $LINENO: $BASH_COMMAND"' ERR
 trap cleanup EXIT
 rm -rf "$W"
 mkdir -p "$M" "$S" "$W"
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
 
 cleanup() {
     local pid minor mount
