@@ -63,7 +63,11 @@ impl Control {
         minor: u32,
         snapshot: bool,
     ) -> Result<(), Errno> {
-        let code = if snapshot { abi::RELOAD_SNAP } else { abi::RELOAD_INC };
+        let code = if snapshot {
+            abi::RELOAD_SNAP
+        } else {
+            abi::RELOAD_INC
+        };
         self.call(
             code,
             &mut abi::ReloadParams {
@@ -102,17 +106,34 @@ impl Control {
     /// Gives a snapshot up and goes on as incremental.
     pub fn drop_snapshot(&self, minor: u32) -> Result<(), Errno> {
         let size = size_of::<abi::DropSnapshotParams>() as u32;
-        self.call(abi::DROP_SNAPSHOT, &mut abi::DropSnapshotParams { size, minor })
+        self.call(
+            abi::DROP_SNAPSHOT,
+            &mut abi::DropSnapshotParams { size, minor },
+        )
     }
 
     /// Changes the cache limit.
     pub fn reconfigure(&self, cache_size: u64, minor: u32) -> Result<(), Errno> {
-        self.call(abi::RECONFIGURE, &mut abi::ReconfigureParams { cache_size, minor, _pad: 0 })
+        self.call(
+            abi::RECONFIGURE,
+            &mut abi::ReconfigureParams {
+                cache_size,
+                minor,
+                _pad: 0,
+            },
+        )
     }
 
     /// Grows the COW file.
     pub fn expand(&self, size: u64, minor: u32) -> Result<(), Errno> {
-        self.call(abi::EXPAND_COW_FILE, &mut abi::ExpandParams { size, minor, _pad: 0 })
+        self.call(
+            abi::EXPAND_COW_FILE,
+            &mut abi::ExpandParams {
+                size,
+                minor,
+                _pad: 0,
+            },
+        )
     }
 
     /// Lets the COW file grow by itself.
@@ -138,7 +159,11 @@ impl Control {
     /// More status of one device.
     pub fn status(&self, minor: u32) -> Result<abi::Status, Errno> {
         let size = size_of::<abi::Status>() as u32;
-        let mut status = abi::Status { size, minor, ..Default::default() };
+        let mut status = abi::Status {
+            size,
+            minor,
+            ..Default::default()
+        };
         self.call(abi::STATUS, &mut status)?;
         Ok(status)
     }

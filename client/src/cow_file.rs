@@ -4,9 +4,7 @@
 //! The index is read in pieces, so memory does not grow with the device. A hole in it reads as zeros
 //! and means "unchanged"; an index that ends too early is an error, never "unchanged".
 
-use ioctl_abi::cow::{
-    Geometry, Header, HeaderError, BLOCK_SIZE, ENTRY_UNCHANGED, HEADER_V1_BYTES,
-};
+use ioctl_abi::cow::{Geometry, Header, HeaderError, BLOCK_SIZE, ENTRY_UNCHANGED, HEADER_V1_BYTES};
 use ioctl_abi::ioctl::Extent;
 use std::fs::File;
 use std::io;
@@ -70,18 +68,26 @@ impl CowFile {
     ///
     /// Not a COW file, or it cannot be read. Whether it is sealed is for [`CowFile::require_sealed`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
+        let io = |source| Error::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(io)?;
         let mut bytes = [0; HEADER_V1_BYTES];
-        file.read_exact_at(&mut bytes, 0).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Short(path.to_owned()),
-            _ => io(e),
-        })?;
+        file.read_exact_at(&mut bytes, 0)
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => Error::Short(path.to_owned()),
+                _ => io(e),
+            })?;
         let header = Header::decode(&bytes).map_err(|e| match e {
             HeaderError::BadMagic(_) => Error::NotACowFile(path.to_owned()),
             HeaderError::UnknownVersion(v) => Error::Version(path.to_owned(), v),
         })?;
-        Ok(Self { file, path: path.to_owned(), header })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            header,
+        })
     }
 
     /// Where it was opened.
@@ -111,7 +117,11 @@ impl CowFile {
         let need = Geometry { origin_bytes }.blocks();
         let have = self.covered()?;
         if have < need {
-            return Err(Error::ShortIndex { path: self.path.clone(), have, need });
+            return Err(Error::ShortIndex {
+                path: self.path.clone(),
+                have,
+                need,
+            });
         }
         Ok(())
     }
@@ -125,14 +135,24 @@ impl CowFile {
         let len = self
             .file
             .metadata()
-            .map_err(|source| Error::Io { path: self.path.clone(), source })?
+            .map_err(|source| Error::Io {
+                path: self.path.clone(),
+                source,
+            })?
             .len();
         Ok(len.saturating_sub(BLOCK_SIZE) / 8)
     }
 
     /// The changed blocks below `blocks`, as maximal runs in ascending order.
     pub fn changed(&self, blocks: u64) -> Changed<'_> {
-        Changed { cow: self, next: 0, end: blocks, buffer: Vec::new(), first: 0, failed: false }
+        Changed {
+            cow: self,
+            next: 0,
+            end: blocks,
+            buffer: Vec::new(),
+            first: 0,
+            failed: false,
+        }
     }
 }
 
@@ -156,19 +176,28 @@ impl Changed<'_> {
             let n = PIECE.min(self.end - block);
             self.buffer.resize(n as usize * 8, 0);
             self.first = block;
-            let read = self.cow.file.read_exact_at(&mut self.buffer, BLOCK_SIZE + block * 8);
+            let read = self
+                .cow
+                .file
+                .read_exact_at(&mut self.buffer, BLOCK_SIZE + block * 8);
             if let Err(source) = read {
                 self.buffer.clear();
                 let path = self.cow.path.clone();
                 return Err(if source.kind() == io::ErrorKind::UnexpectedEof {
-                    Error::ShortIndex { path, have: self.cow.covered()?, need: self.end }
+                    Error::ShortIndex {
+                        path,
+                        have: self.cow.covered()?,
+                        need: self.end,
+                    }
                 } else {
                     Error::Io { path, source }
                 });
             }
         }
         let at = (block - self.first) as usize * 8;
-        let entry = self.buffer[at..at + 8].iter().fold(0, |acc, b| acc | u64::from(*b));
+        let entry = self.buffer[at..at + 8]
+            .iter()
+            .fold(0, |acc, b| acc | u64::from(*b));
         Ok(entry != ENTRY_UNCHANGED)
     }
 
@@ -182,7 +211,10 @@ impl Changed<'_> {
             while self.next < self.end && self.entry(self.next)? {
                 self.next += 1;
             }
-            return Ok(Some(Extent { start, len: self.next - start }));
+            return Ok(Some(Extent {
+                start,
+                len: self.next - start,
+            }));
         }
         Ok(None)
     }
@@ -209,12 +241,17 @@ pub struct Union<'a> {
 impl<'a> Union<'a> {
     /// The union of what changed in `files`.
     pub fn new(files: &'a [CowFile], blocks: u64) -> Self {
-        Self { lists: files.iter().map(|f| f.changed(blocks).peekable()).collect() }
+        Self {
+            lists: files.iter().map(|f| f.changed(blocks).peekable()).collect(),
+        }
     }
 
     /// Takes the error that some list has come to.
     fn error(&mut self) -> Option<Error> {
-        self.lists.iter_mut().find_map(|l| l.next_if(Result::is_err)).and_then(Result::err)
+        self.lists
+            .iter_mut()
+            .find_map(|l| l.next_if(Result::is_err))
+            .and_then(Result::err)
     }
 }
 
@@ -236,7 +273,9 @@ impl Iterator for Union<'_> {
                     _ => None,
                 })
                 .min_by_key(|(start, _)| *start);
-            let Some((start, list)) = first else { return run.map(Ok) };
+            let Some((start, list)) = first else {
+                return run.map(Ok);
+            };
             if run.is_some_and(|r| start > r.start + r.len) {
                 return run.map(Ok);
             }

@@ -35,20 +35,33 @@ pub fn nanoseconds(ns: u64) -> String {
 /// A sentence about what is wrong.
 pub fn parse_size(text: &str, plain: u64) -> Result<u64, String> {
     let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let factor = match unit.trim().to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+    let factor = match unit
+        .trim()
+        .to_ascii_lowercase()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
         "" if unit.is_empty() => plain,
         "" => 1,
         "k" => 1 << 10,
         "m" => 1 << 20,
         "g" => 1 << 30,
         "t" => 1 << 40,
-        _ => return Err(format!("'{unit}' is not a unit: use K, M, G or T (1024-based)")),
+        _ => {
+            return Err(format!(
+                "'{unit}' is not a unit: use K, M, G or T (1024-based)"
+            ))
+        }
     };
     let too_large = || format!("'{text}' is too large");
     if number.contains('.') {
-        let value: f64 = number.parse().map_err(|_| format!("'{text}' is not a size"))?;
+        let value: f64 = number
+            .parse()
+            .map_err(|_| format!("'{text}' is not a size"))?;
         let bytes = value * factor as f64;
         if !(0.0..9.0e18).contains(&bytes) {
             return Err(too_large());
@@ -56,7 +69,9 @@ pub fn parse_size(text: &str, plain: u64) -> Result<u64, String> {
         return Ok(bytes as u64);
     }
     if number.is_empty() {
-        return Err(format!("'{text}' is not a size: use a number such as 512 or 512M"));
+        return Err(format!(
+            "'{text}' is not a size: use a number such as 512 or 512M"
+        ));
     }
     let value: u64 = number.parse().map_err(|_| too_large())?;
     value.checked_mul(factor).ok_or_else(too_large)
@@ -83,7 +98,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "x", "-1", "1X", "99999999999999999999", "18446744073709551615K", ".", "1e3"] {
+        for text in [
+            "",
+            "x",
+            "-1",
+            "1X",
+            "99999999999999999999",
+            "18446744073709551615K",
+            ".",
+            "1e3",
+        ] {
             assert!(parse_size(text, 1).is_err(), "{text}");
         }
     }

@@ -15,15 +15,27 @@ use std::path::Path;
 pub fn minor_of(path: &Path) -> io::Result<u32> {
     let meta = fs::metadata(path)?;
     if !meta.file_type().is_block_device() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a block device"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a block device",
+        ));
     }
     let dev = meta.rdev();
-    let link = format!("/sys/dev/block/{}:{}", nix::libc::major(dev), nix::libc::minor(dev));
+    let link = format!(
+        "/sys/dev/block/{}:{}",
+        nix::libc::major(dev),
+        nix::libc::minor(dev)
+    );
     let target = fs::read_link(&link)?;
     target
         .file_name()
         .and_then(|n| n.to_str())
         .and_then(|n| n.strip_prefix("datto"))
         .and_then(|n| n.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a snapshot node of dattobd"))
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a snapshot node of dattobd",
+            )
+        })
 }

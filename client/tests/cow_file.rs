@@ -22,11 +22,14 @@ fn header(seqid: u64) -> Header {
 fn write(dir: &Path, name: &str, entries: &[u64]) -> PathBuf {
     let path = dir.join(name);
     let file = fs::File::create(&path).unwrap();
-    let geometry = Geometry { origin_bytes: entries.len() as u64 * 4096 };
+    let geometry = Geometry {
+        origin_bytes: entries.len() as u64 * 4096,
+    };
     file.set_len(geometry.data_offset()).unwrap();
     file.write_all_at(&header(1).encode(), 0).unwrap();
     for (i, e) in entries.iter().enumerate().filter(|(_, e)| **e != 0) {
-        file.write_all_at(&e.to_le_bytes(), HEADER_BYTES + i as u64 * 8).unwrap();
+        file.write_all_at(&e.to_le_bytes(), HEADER_BYTES + i as u64 * 8)
+            .unwrap();
     }
     path
 }
@@ -46,7 +49,10 @@ fn blocks(list: impl Iterator<Item = Result<ioctl_abi::ioctl::Extent, Error>>) -
 }
 
 fn entries() -> impl Strategy<Value = Vec<u64>> {
-    proptest::collection::vec(prop_oneof![4 => Just(0), 2 => Just(1), 1 => 2u64..1 << 40], 1..20_000)
+    proptest::collection::vec(
+        prop_oneof![4 => Just(0), 2 => Just(1), 1 => 2u64..1 << 40],
+        1..20_000,
+    )
 }
 
 proptest! {
@@ -110,7 +116,10 @@ fn an_unsealed_file_is_refused() {
             .write_all_at(&h.encode(), 0)
             .unwrap();
         let cow = CowFile::open(&path).unwrap();
-        assert!(matches!(cow.require_sealed(), Err(Error::NotSealed(_))), "{flags}");
+        assert!(
+            matches!(cow.require_sealed(), Err(Error::NotSealed(_))),
+            "{flags}"
+        );
     }
 }
 
@@ -118,8 +127,16 @@ fn an_unsealed_file_is_refused() {
 fn a_short_index_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = write(dir.path(), "a", &[0; 5000]);
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096 + 8 * 4000).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(4096 + 8 * 4000)
+        .unwrap();
     let cow = CowFile::open(&path).unwrap();
-    assert!(matches!(cow.require_index(5000 * 4096), Err(Error::ShortIndex { have: 4000, .. })));
+    assert!(matches!(
+        cow.require_index(5000 * 4096),
+        Err(Error::ShortIndex { have: 4000, .. })
+    ));
     assert!(cow.changed(5000).any(|e| e.is_err()));
 }

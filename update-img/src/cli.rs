@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The command line.
+
+use clap::Parser;
+use std::path::PathBuf;
+
+/// Brings an image of a block device up to date, by copying only the blocks that changed since.
+///
+/// The snapshot device is the one that was taken right after the one that the image holds. The COW
+/// file is the one left over from between the two. With several COW files of one chain, oldest first,
+/// the image may be that many snapshots old.
+///
+/// Everything is checked before the first write: that COW file and snapshot belong together, that the
+/// COW file was handed over in good order, and that the sizes agree. If the copying itself fails, the
+/// image is partly updated; running the same command again completes it.
+///
+/// Example, after `dbdctl transition-to-snapshot /.datto1 0`:
+///
+///     update-img /dev/datto0 /.datto /backups/sda1-bkp && rm /.datto
+#[derive(Debug, Parser)]
+#[command(name = "update-img", version, verbatim_doc_comment)]
+pub struct Cli {
+    /// The snapshot to copy from, such as /dev/datto0.
+    #[arg(value_name = "SNAPSHOT DEVICE")]
+    pub snapshot: PathBuf,
+
+    /// The COW files, oldest first, then the image (a file or a block device).
+    #[arg(value_name = "COW FILE… IMAGE", required = true, num_args = 1..)]
+    pub rest: Vec<PathBuf>,
+
+    /// Compare image and snapshot afterwards, and name the blocks that differ.
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Only compare: `update-img --verify-only <snapshot device> <image>`.
+    #[arg(long, conflicts_with_all = ["verify", "dry_run"])]
+    pub verify_only: bool,
+
+    /// Check everything and say what would be copied; write nothing.
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+
+    /// Print the summary as JSON, on standard output.
+    #[arg(long)]
+    pub json: bool,
+
+    /// No progress and no summary; errors only.
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// Reads under way at once.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub queue_depth: u8,
+}

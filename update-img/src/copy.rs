@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Copying the changed blocks.
+//!
+//! One thread walks the change map and hands out requests; several read and write them, so that many
+//! reads are under way at once and scattered blocks do not wait for one another. Memory: one buffer
+//! of at most 1 MiB for each of those threads.
+
+use crate::runs::{requests, Request, MAX_REQUEST};
+use anyhow::{anyhow, Context, Result};
+use indicatif::ProgressBar;
+use ioctl_abi::ioctl::Extent;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver};
+use std::sync::{Mutex, PoisonError};
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    /// Changed blocks that the map named.
+    pub blocks: u64,
+    /// Bytes read from the snapshot and written to the image.
+    pub bytes: u64,
+    /// Read requests, as many writes.
+    pub requests: u64,
+}
+
+/// Why copying stopped, and whether the image was written to by then.
+#[derive(Debug)]
+pub struct Failed {
+    /// What went wrong first.
+    pub error: anyhow::Error,
+    /// Something was written: the image is between two states.
+    pub touched: bool,
+}
+
+struct Shared<'a> {
+    from: &'a File,
+    to: &'a File,
+    bar: &'a ProgressBar,
+    touched: AtomicBool,
+    bytes: AtomicU64,
+    count: AtomicU64,
+    first_error: Mutex<Option<anyhow::Error>>,
+    stop: AtomicBool,
+}
+
+impl Shared<'_> {
+    fn fail(&self, error: anyhow::Error) {
+        self.first_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    fn one(&self, r: Request, buffer: &mut [u8]) -> Result<()> {
+        let buffer = &mut buffer[..r.len as usize];
+        // `read_exact` takes an end of file as an error: the C tool counted it as success.
+        self.from
+            .read_exact_at(buffer, r.offset)
+            .with_context(|| format!("reading {} bytes at {} of the snapshot", r.len, r.offset))?;
+        self.touched.store(true, Ordering::SeqCst);
+        self.to
+            .write_all_at(buffer, r.offset)
+            .with_context(|| format!("writing {} bytes at {} of the image", r.len, r.offset))?;
+        self.bytes.fetch_add(r.len, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.bar.inc(r.len);
+        Ok(())
+    }
+
+    fn work(&self, queue: &Mutex<Receiver<Request>>) {
+        let mut buffer = vec![0; MAX_REQUEST as usize];
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(request) = next else { return };
+            if self.stop.load(Ordering::SeqCst) {
+                // Drained, so that the sender never blocks.
+                continue;
+            }
+            if let Err(e) = self.one(request, &mut buffer) {
+                self.fail(e);
+            }
+        }
+    }
+}
+
+/// Copies all `runs` from `from` to `to`, with `depth` requests under way, and flushes `to`.
+///
+/// # Errors
+///
+/// The first thing that went wrong, be it a run that could not be found out, a read or a write.
+pub fn copy<E: Into<anyhow::Error>>(
+    from: &File,
+    to: &File,
+    device_bytes: u64,
+    runs: impl Iterator<Item = Result<Extent, E>>,
+    depth: u8,
+    bar: &ProgressBar,
+) -> Result<Done, Failed> {
+    let shared = Shared {
+        from,
+        to,
+        bar,
+        touched: AtomicBool::new(false),
+        bytes: AtomicU64::new(0),
+        count: AtomicU64::new(0),
+        first_error: Mutex::new(None),
+        stop: AtomicBool::new(false),
+    };
+    let mut blocks = 0;
+    let (send, receive) = sync_channel(usize::from(depth) * 2);
+    let queue = Mutex::new(receive);
+    std::thread::scope(|scope| {
+        let (queue, shared) = (&queue, &shared);
+        let workers: Vec<_> = (0..depth.max(1))
+            .map(|_| scope.spawn(move || shared.work(queue)))
+            .collect();
+        'all: for run in runs {
+            let run = match run {
+                Ok(run) => run,
+                Err(e) => {
+                    shared.fail(e.into());
+                    break;
+                }
+            };
+            blocks += run.len;
+            for request in requests(run, device_bytes) {
+                if shared.stop.load(Ordering::SeqCst) || send.send(request).is_err() {
+                    break 'all;
+                }
+            }
+        }
+        drop(send);
+        for worker in workers {
+            if worker.join().is_err() {
+                shared.fail(anyhow!("a worker thread has died"));
+            }
+        }
+    });
+    let touched = shared.touched.load(Ordering::SeqCst);
+    let error = shared
+        .first_error
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let flushed = match error {
+        Some(e) => Err(e),
+        None => to.sync_all().context("flushing the image to disk"),
+    };
+    match flushed {
+        Ok(()) => Ok(Done {
+            blocks,
+            bytes: shared.bytes.into_inner(),
+            requests: shared.count.into_inner(),
+        }),
+        Err(error) => Err(Failed { error, touched }),
+    }
+}

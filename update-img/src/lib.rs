@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `update-img` as a library, so that its parts can be tested without a driver.
+//!
+//! [`check`] looks at everything before the first write, [`copy`] transfers the changed blocks,
+//! [`verify`] compares afterwards.
+
+pub mod check;
+pub mod cli;
+pub mod copy;
+pub mod progress;
+pub mod runs;
+pub mod verify;
