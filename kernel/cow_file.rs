@@ -3,7 +3,7 @@
 //!
 //! It is an ordinary file of the tracked filesystem. While it is in use nobody else can write,
 //! truncate, move or remove it (S_SWAPFILE), and the engine does raw I/O to the blocks that it lies
-//! on; see `docs/` for why that is safe. Raw I/O goes to the data part only: header and index are written through the
+//! on; Raw I/O goes to the data part only: header and index are written through the
 //! filesystem, at the start and at the end. So no block is ever written both ways at one time.
 //!
 //! No file stays open and no mount is held: what is kept is a mark on the inode ([`InodeWatch`]). Each
@@ -82,10 +82,13 @@ impl CowFile {
         Ok(live)
     }
 
-    /// Freezes the filesystem that the file is in, which is that of the origin. Unlike
-    /// [`Origin::freeze`] it need not be looked for, so that no other filesystem matters.
+    /// Freezes the filesystem that the file is in, which is that of the origin. It need not be looked
+    /// for, so that no other filesystem that hangs can matter.
     ///
-    /// [`Origin::freeze`]: crate::origin::Origin::freeze
+    /// # Errors
+    ///
+    /// ESTALE: unmounted; EROFS; EBUSY: another part of the kernel holds it frozen; else what the
+    /// filesystem says.
     pub(crate) fn freeze(&self) -> Result<Frozen> {
         let sb = self.watch.as_ref().ok_or(ESTALE)?.filesystem()?;
         if sb.is_read_only() {

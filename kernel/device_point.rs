@@ -14,6 +14,7 @@ use crate::cow_file::CowFile;
 use crate::device::{Device, Watch};
 use crate::epoch::Epoch;
 use crate::events::UnmountHandler;
+use crate::freeze::Frozen;
 use crate::logic::change_map::ChangeMap;
 use crate::logic::errno;
 use crate::logic::extents::{sort_by_origin, FileExtent};
@@ -32,6 +33,11 @@ impl NewFile {
     /// The file is there to stay.
     pub(crate) fn keep(mut self) -> Option<CowFile> {
         self.0.take()
+    }
+
+    /// Freezes the filesystem that it is in.
+    fn freeze(&self) -> Result<Frozen> {
+        self.0.as_ref().ok_or(EINVAL)?.freeze()
     }
 
     pub(crate) fn extents(&self) -> &[FileExtent] {
@@ -232,18 +238,18 @@ impl Device {
         Ok((prepared, Point { first, settled }))
     }
 
-    /// Takes the point that `prepared` is for: freeze, switch, thaw, and wait until all writes from
+    /// Takes the point that `file` was made for: freeze, switch, thaw, and wait until all writes from
     /// before it are accounted for. Returns how long the filesystem was held, in nanoseconds.
     ///
     /// After a failure the caller retreats ([`Device::retreat`]).
     pub(crate) fn take_point(
         &self,
-        origin: &Origin,
+        file: &NewFile,
         tracker: &Tracker,
         point: Point,
     ) -> Result<u64> {
         self.step("freezing the filesystem");
-        let frozen = origin.freeze()?;
+        let frozen = file.freeze()?;
         let switched = self.switch(tracker, point.first);
         let held = frozen.thaw();
         // Probes that still saw the epoch before the point have finished when this has waited; then

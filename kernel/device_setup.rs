@@ -99,10 +99,12 @@ impl Device {
         };
         let (prepared, point) = Self::prepare(this, origin, tracker, &wanted, None)?;
         this.start_tracking(tracker);
-        let taken = this.take_point(origin, tracker, point).and_then(|held| {
-            let disk = SnapshotDisk::add(this.minor(), prepared.snapshot.clone())?;
-            Ok((held, disk))
-        });
+        let taken = this
+            .take_point(&prepared.file, tracker, point)
+            .and_then(|held| {
+                let disk = SnapshotDisk::add(this.minor(), prepared.snapshot.clone())?;
+                Ok((held, disk))
+            });
         let (freeze_ns, disk) = match taken {
             Ok(taken) => taken,
             Err(e) => {

@@ -146,7 +146,7 @@ impl Device {
         let (prepared, point) =
             Self::prepare(this, &live.origin, tracker, &wanted, Some(&predecessor))?;
         let snapshot = prepared.snapshot.clone();
-        live.freeze_ns = match this.take_point(&live.origin, tracker, point) {
+        live.freeze_ns = match this.take_point(&prepared.file, tracker, point) {
             Ok(held) => held,
             Err(e) => {
                 this.retreat(tracker, &snapshot, retreat);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The device that is tracked: opening it, finding its filesystem, freezing that.
+//! The device that is tracked: opening it, and finding its filesystem.
 //!
 //! Nothing here is held but the open device; the filesystem is looked for each time. No locks.
 
@@ -8,7 +8,6 @@ use kernel::str::{BStr, CString};
 use kernel::sync::SetOnce;
 
 use crate::abi::cow::Geometry;
-use crate::freeze::Frozen;
 use crate::sys::bdev::Bdev;
 use crate::sys::block_device::{self, OpenDevice};
 use crate::sys::superblock::{self, ActiveSuper};
@@ -69,16 +68,6 @@ impl Origin {
         self.device.close();
     }
 
-    /// First 512-byte sector, from the start of the disk.
-    pub(crate) fn start_sector(&self) -> u64 {
-        self.device().start_sector()
-    }
-
-    /// Size when it was opened, in 512-byte sectors.
-    pub(crate) fn sectors(&self) -> u64 {
-        self.sectors
-    }
-
     /// Size when it was opened, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.sectors.saturating_mul(512)
@@ -90,11 +79,6 @@ impl Origin {
             origin_bytes: self.bytes(),
         }
         .blocks()
-    }
-
-    /// The path that it was opened by.
-    pub(crate) fn name(&self) -> &CStr {
-        &self.name
     }
 
     /// The type of its filesystem; empty until [`Origin::is_mounted_writable`] has seen one.
@@ -133,20 +117,6 @@ impl Origin {
     /// The device's number.
     pub(crate) fn dev(&self) -> u32 {
         self.device.dev()
-    }
-
-    /// Freezes its filesystem.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL: not mounted read-write; EBUSY: another part of the kernel holds it frozen; else what
-    /// the filesystem says.
-    pub(crate) fn freeze(&self) -> Result<Frozen> {
-        let sb = superblock::find_on(&self.device).ok_or(EINVAL)?;
-        if sb.is_read_only() {
-            return Err(EINVAL);
-        }
-        Frozen::new(sb)
     }
 }
 
