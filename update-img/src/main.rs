@@ -6,7 +6,7 @@ use clap::Parser;
 use dattobd_client::cow_file::Union;
 use dattobd_client::human;
 use ioctl_abi::cow::{Geometry, BLOCK_SIZE};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use update_img::check::{self, Kernel, Pair};
@@ -49,7 +49,7 @@ fn run(cli: &Cli) -> Result<()> {
     update(cli, cows, image)
 }
 
-fn update(cli: &Cli, cows: &[PathBuf], image: &PathBuf) -> Result<()> {
+fn update(cli: &Cli, cows: &[PathBuf], image: &Path) -> Result<()> {
     let pair = check::open(&Kernel, &cli.snapshot, image, !cli.dry_run)?;
     let files = check::chain(cows, &pair)?;
     let blocks = Geometry {

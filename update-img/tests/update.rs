@@ -152,15 +152,15 @@ fn wrong_pairs_are_refused() {
     let f = files(&old, &new);
     let d = f.dir.path();
     let good = cow(d, "good", 5, SEALED, 40960, &[1, 3]);
-    refused(&NoDriver, &f, &[good.clone()], "no such device");
-    refused(&fake(7), &f, &[good.clone()], "right before");
-    refused(&fake(5), &f, &[good.clone()], "right before");
+    refused(&NoDriver, &f, std::slice::from_ref(&good), "no such device");
+    refused(&fake(7), &f, std::slice::from_ref(&good), "right before");
+    refused(&fake(5), &f, std::slice::from_ref(&good), "right before");
     let other = Fake(Running {
         uuid: [8; 16],
         seqid: 6,
         own: vec![],
     });
-    refused(&other, &f, &[good.clone()], "another series");
+    refused(&other, &f, std::slice::from_ref(&good), "another series");
     for flags in [0, FLAG_CLEAN, FLAG_INDEX_ONLY] {
         refused(
             &fake(6),
@@ -204,7 +204,7 @@ fn wrong_pairs_are_refused() {
 fn size_mismatch_and_same_file_are_refused() {
     let f = files(&[1; 4096], &[2; 8192]);
     let c = cow(f.dir.path(), "c", 1, SEALED, 8192, &[0]);
-    refused(&fake(2), &f, &[c.clone()], "has 4096 bytes");
+    refused(&fake(2), &f, std::slice::from_ref(&c), "has 4096 bytes");
     let same = Files {
         dir: f.dir,
         snapshot: f.snapshot.clone(),

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The command line. Help, man pages and shell completions all come from here.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use dattobd_client::human::parse_size;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes; a plain number is in bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_size(text, 1)
+}
+
+/// MiB; a plain number is in MiB, and what has a unit must come to whole MiB.
+fn mib(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text, MIB)?;
+    if bytes % MIB != 0 {
+        return Err(format!("'{text}' is not a whole number of MiB"));
+    }
+    Ok(bytes / MIB)
+}
+
+/// Takes point-in-time snapshots of mounted block devices and tracks which blocks change.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dbdctl",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    after_help = "\
+The backup cycle of /dev/sda1, mounted on /:
+  dbdctl setup-snapshot /dev/sda1 /.datto 0        take the first snapshot: /dev/datto0
+  dd if=/dev/datto0 of=/backups/sda1-bkp bs=1M     a full copy, once
+  dbdctl transition-to-incremental 0               give the snapshot up, track changes
+  …                                                the machine works on
+  dbdctl transition-to-snapshot /.datto1 0         the next snapshot
+  update-img /dev/datto0 /.datto /backups/sda1-bkp copy only what changed
+  rm /.datto                                       and again from transition-to-incremental
+
+Sizes may have a unit: 512M, 2G (1024-based)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The minor of a device.
+#[derive(Args, Debug)]
+pub struct Minor {
+    /// Number of the device: N of /dev/dattoN.
+    #[arg(value_name = "MINOR")]
+    pub minor: u32,
+}
+
+/// Arguments of the reload commands.
+#[derive(Args, Debug)]
+pub struct Reload {
+    /// Limit of the index cache, in bytes.
+    #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
+    pub cache_size: Option<u64>,
+    /// The block device, not mounted yet.
+    #[arg(value_name = "BLOCK DEVICE")]
+    pub bdev: PathBuf,
+    /// The COW file, relative to where the device will be mounted (/.datto).
+    #[arg(value_name = "COW FILE")]
+    pub cow: OsString,
+    /// Number of the device.
+    #[arg(value_name = "MINOR")]
+    pub minor: u32,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take the first snapshot of a mounted block device and start to track it.
+    #[command(after_help = "\
+The COW file takes the old content of blocks that change while the snapshot is there. It must lie on the
+device itself. The default size is 10 % of the device.
+
+Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
+    SetupSnapshot {
+        /// Limit of the index cache, in bytes.
+        #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
+        cache_size: Option<u64>,
+        /// Size of the COW file, in MiB.
+        #[arg(short, long, value_name = "MIB", value_parser = mib)]
+        fallocate: Option<u64>,
+        /// The block device, mounted and writable.
+        #[arg(value_name = "BLOCK DEVICE")]
+        bdev: PathBuf,
+        /// Where to create the COW file: an absolute path on the same device.
+        #[arg(value_name = "COW FILE")]
+        cow: PathBuf,
+        /// Number of the device: N of /dev/dattoN (see free-minor).
+        #[arg(value_name = "MINOR")]
+        minor: u32,
+    },
+    /// Announce a device that was in snapshot mode before a reboot.
+    ReloadSnapshot(Reload),
+    /// Announce a device that was in incremental mode before a reboot.
+    ReloadIncremental(Reload),
+    /// Stop tracking a device and remove its COW file.
+    Destroy(Minor),
+    /// Give the snapshot up and go on tracking which blocks change.
+    #[command(visible_alias = "inc")]
+    TransitionToIncremental(Minor),
+    /// Take the next snapshot; the COW file so far is handed over for update-img.
+    #[command(visible_alias = "snap")]
+    TransitionToSnapshot {
+        /// Size of the new COW file, in MiB.
+        #[arg(short, long, value_name = "MIB", value_parser = mib)]
+        fallocate: Option<u64>,
+        /// Where to create the new COW file: an absolute path on the same device.
+        #[arg(value_name = "COW FILE")]
+        cow: PathBuf,
+        /// Number of the device.
+        #[arg(value_name = "MINOR")]
+        minor: u32,
+    },
+    /// Change the limit of the index cache.
+    Reconfigure {
+        /// Limit of the index cache, in bytes; the module's default unless given.
+        #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
+        cache_size: Option<u64>,
+        /// Number of the device.
+        #[arg(value_name = "MINOR")]
+        minor: u32,
+    },
+    /// Make the COW file of a running snapshot larger.
+    ExpandCowFile {
+        /// By how much, in MiB.
+        #[arg(value_name = "SIZE", value_parser = mib)]
+        size: u64,
+        /// Number of the device.
+        #[arg(value_name = "MINOR")]
+        minor: u32,
+    },
+    /// Let the COW file grow by itself before it is full.
+    ReconfigureAutoExpand {
+        /// Free space of the filesystem that is never taken, in MiB.
+        #[arg(short, long, value_name = "MIB", default_value = "0", value_parser = mib)]
+        reserved_space: u64,
+        /// By how much it grows each time, in MiB; 0 switches it off.
+        #[arg(value_name = "STEP SIZE", value_parser = mib)]
+        step_size: u64,
+        /// Number of the device.
+        #[arg(value_name = "MINOR")]
+        minor: u32,
+    },
+    /// Give up a snapshot that has failed, keeping the change map: the next backup can be incremental.
+    #[command(after_help = "\
+A snapshot fails when its COW file is full, for example. Changes are still tracked. After this command the
+device is in incremental mode: take the next snapshot with transition-to-snapshot. The image of the failed
+snapshot, if it was not complete, must not be updated: repeat it from the snapshot before.")]
+    DropSnapshot(Minor),
+    /// Show the tracked devices.
+    Info {
+        /// Only this one.
+        #[arg(value_name = "MINOR")]
+        minor: Option<u32>,
+        /// As JSON, with all that is known, such as the blocks of the running COW file.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the lowest free minor.
+    FreeMinor,
+    /// List the blocks that changed: of a handed-over COW file, or of a device right now.
+    #[command(after_help = "\
+Prints one run of changed blocks a line: first block and number of blocks, of 4096 bytes.
+
+Examples: dbdctl changed /.datto
+          dbdctl changed --json 0")]
+    Changed {
+        /// A COW file, or the number of a device.
+        #[arg(value_name = "COW FILE | MINOR")]
+        what: OsString,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the man pages of all tools into a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder, which must exist.
+        folder: PathBuf,
+    },
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `dbdctl info`: for people, and for scripts.
+
+use anyhow::{bail, Result};
+use dattobd_client::control::{text, uuid, Control};
+use dattobd_client::human;
+use ioctl_abi::ioctl::{
+    Info, Status, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT, STATE_UNVERIFIED,
+    STATUS_CHAIN_BROKEN,
+};
+use nix::errno::Errno;
+use serde_json::{json, Value};
+
+/// The state in words.
+fn state(info: &Info, status: Option<&Status>) -> String {
+    let mode = if info.state & STATE_SNAPSHOT != 0 {
+        "snapshot"
+    } else {
+        "incremental"
+    };
+    if info.error != 0 {
+        let end = match status {
+            Some(s) if s.flags & STATUS_CHAIN_BROKEN != 0 => "chain ended",
+            _ => "changes still tracked",
+        };
+        return format!(
+            "{mode} FAILED: {} ({end})",
+            Errno::from_raw(-info.error).desc()
+        );
+    }
+    let activity = if info.state & STATE_UNVERIFIED != 0 {
+        "unverified"
+    } else if info.state & STATE_ACTIVE != 0 {
+        "active"
+    } else {
+        "dormant"
+    };
+    format!("{activity} {mode}")
+}
+
+fn devices(control: &Control, minor: Option<u32>) -> Result<Vec<Info>> {
+    if let Some(minor) = minor {
+        return match control.info(minor) {
+            Ok(info) => Ok(vec![info]),
+            Err(Errno::ENOENT) => bail!("there is no device {minor}: see `dbdctl info`"),
+            Err(e) => bail!("device {minor}: {}", e.desc()),
+        };
+    }
+    Ok((0..LIMIT_MAX_DEVICES)
+        .filter_map(|n| control.info(n).ok())
+        .collect())
+}
+
+/// Prints the devices.
+///
+/// # Errors
+///
+/// No such device.
+pub fn print(control: &Control, minor: Option<u32>, as_json: bool) -> Result<()> {
+    let all = devices(control, minor)?;
+    if as_json {
+        let list: Vec<Value> = all.iter().map(|i| full(control, i)).collect();
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&json!({ "devices": list }))?
+        );
+        return Ok(());
+    }
+    if all.is_empty() {
+        println!("no device is tracked; `dbdctl setup-snapshot --help` shows how to begin");
+    }
+    for (n, info) in all.iter().enumerate() {
+        if n > 0 {
+            println!();
+        }
+        table(control, info);
+    }
+    Ok(())
+}
+
+fn table(control: &Control, info: &Info) {
+    let status = control.status(info.minor).ok();
+    let row = |name: &str, value: String| println!("{name:>16}  {value}");
+    println!(
+        "datto{}  {}  {}",
+        info.minor,
+        text(&info.bdev),
+        state(info, status.as_ref())
+    );
+    row("COW file", text(&info.cow));
+    row(
+        "sequence",
+        format!("{} of {}", info.seqid, uuid(&info.uuid)),
+    );
+    row(
+        "changed",
+        format!(
+            "{} blocks, {}",
+            info.nr_changed_blocks,
+            human::bytes(info.nr_changed_blocks.saturating_mul(4096))
+        ),
+    );
+    let Some(s) = status else { return };
+    if let Some(last) = (s.origin_bytes > 0).then_some(s.origin_bytes) {
+        row("device size", human::bytes(last));
+    }
+    if info.state & STATE_SNAPSHOT != 0 && s.cow_blocks_total > 0 {
+        row(
+            "COW file used",
+            format!(
+                "{} of {} ({:.0} %)",
+                human::bytes(s.cow_blocks_used.saturating_mul(4096)),
+                human::bytes(s.cow_blocks_total.saturating_mul(4096)),
+                100.0 * s.cow_blocks_used as f64 / s.cow_blocks_total as f64
+            ),
+        );
+        row(
+            "copies in memory",
+            format!(
+                "{} of {}",
+                human::bytes(s.copy_memory_used),
+                human::bytes(s.copy_memory_max)
+            ),
+        );
+        row(
+            "writes held",
+            format!(
+                "{} ({} discards dropped)",
+                s.writes_held, s.discards_dropped
+            ),
+        );
+    }
+    row("COW file size", human::bytes(s.cow_bytes));
+    row("memory of maps", human::bytes(s.map_memory));
+    row("last freeze", human::nanoseconds(s.freeze_ns));
+    if s.auto_expand_step > 0 {
+        row(
+            "auto-expand",
+            format!(
+                "by {} MiB, leaving {} MiB free",
+                s.auto_expand_step, s.auto_expand_reserve
+            ),
+        );
+    }
+}
+
+fn full(control: &Control, info: &Info) -> Value {
+    let status = control.status(info.minor).ok();
+    let extents: Option<Vec<Value>> = control.cow_extents(info.minor).ok().map(|list| {
+        list.iter()
+            .map(|e| json!({ "start": e.start, "len": e.len }))
+            .collect()
+    });
+    json!({
+        "minor": info.minor,
+        "block_device": text(&info.bdev),
+        "cow_file": text(&info.cow),
+        "state": info.state,
+        "state_text": state(info, status.as_ref()),
+        "snapshot": info.state & STATE_SNAPSHOT != 0,
+        "active": info.state & STATE_ACTIVE != 0,
+        "unverified": info.state & STATE_UNVERIFIED != 0,
+        "error": info.error,
+        "chain_broken": status.map(|s| s.flags & STATUS_CHAIN_BROKEN != 0),
+        "uuid": uuid(&info.uuid),
+        "seq_id": info.seqid,
+        "version": info.version,
+        "max_cache": info.cache_size,
+        "fallocate": info.falloc_size,
+        "nr_changed_blocks": info.nr_changed_blocks,
+        "origin_bytes": status.map(|s| s.origin_bytes),
+        "cow_bytes": status.map(|s| s.cow_bytes),
+        "cow_blocks_total": status.map(|s| s.cow_blocks_total),
+        "cow_blocks_used": status.map(|s| s.cow_blocks_used),
+        "copy_memory_max": status.map(|s| s.copy_memory_max),
+        "copy_memory_used": status.map(|s| s.copy_memory_used),
+        "map_memory": status.map(|s| s.map_memory),
+        "freeze_ns": status.map(|s| s.freeze_ns),
+        "writes_held": status.map(|s| s.writes_held),
+        "discards_dropped": status.map(|s| s.discards_dropped),
+        "auto_expand_step_mib": status.map(|s| s.auto_expand_step),
+        "auto_expand_reserve_mib": status.map(|s| s.auto_expand_reserve),
+        // In 4096-byte blocks of the device; null without the right to see them.
+        "cow_extents": extents,
+    })
+}
