@@ -372,9 +372,9 @@ impl Snapshot {
 
     /// Somebody else writes to blocks of the COW file: the filesystem has given them away. Ends the
     /// snapshot; held bios wait until none of our writes can hit those blocks any more.
-    pub(crate) fn fail_foreign(this: ArcBorrow<'_, Self>) {
+    pub(crate) fn fail_foreign(this: ArcBorrow<'_, Self>, error: Error) {
         this.must_drain.store(true, Ordering::Release);
-        Self::fail(this, EIO);
+        Self::fail(this, error);
     }
 
     /// Gives the snapshot up in an orderly way: hands back what is held, waits for our own I/O. The

@@ -63,11 +63,6 @@ impl SnapshotDisk {
     pub(crate) fn reopen(&self) {
         self.disk.reopen();
     }
-
-    /// Sends a change event with `env` (`KEY=value`) for the node.
-    pub(crate) fn notify(&self, env: &CStr) {
-        self.disk.notify(env);
-    }
 }
 
 impl Drop for SnapshotDisk {

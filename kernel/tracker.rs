@@ -256,12 +256,6 @@ impl Tracker {
         self.bdev.drain();
     }
 
-    /// The changes of the running epoch.
-    pub(crate) fn changed_blocks(&self) -> u64 {
-        let guard = rcu::read_lock();
-        self.epoch.read(&guard).map_or(0, |e| e.changes.count())
-    }
-
     /// The probe's work for one bio: marks what changes, and decides. Does not sleep. The sector of
     /// `bio` is absolute.
     pub(crate) fn on_bio(&self, guard: &rcu::Guard, bio: BioRef<'_>) -> Action {
@@ -309,9 +303,10 @@ impl Tracker {
                 }
                 Action::Pass
             }
-            Decision::FailThenHold(_) => match snapshot {
+            Decision::FailThenHold(errno) => match snapshot {
                 Some(s) => {
-                    Snapshot::fail_foreign(s.as_arc_borrow());
+                    let error = Error::from_errno(errno.negative());
+                    Snapshot::fail_foreign(s.as_arc_borrow(), error);
                     Action::Redirect
                 }
                 None => Action::Pass,

@@ -287,10 +287,6 @@ impl BioList {
         Self { head: null_mut(), tail: null_mut() }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.head.is_null()
-    }
-
     /// # Safety
     ///
     /// The list takes over the ownership of `bio`.

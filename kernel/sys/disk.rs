@@ -11,6 +11,7 @@ use kernel::{
     error::{from_err_ptr, to_result},
     prelude::*,
     sync::{Arc, ArcBorrow},
+    time::{Instant, Monotonic},
 };
 
 /// What answers the bios of a disk.
@@ -154,34 +155,21 @@ impl<T: BioDriver> BioDisk<T> {
     ///
     /// EBUSY when the time is up, EINTR on a signal; openers are let in again then.
     pub(crate) fn close_within(&self, patience: Duration) -> Result {
-        const STEP: u32 = 20;
-        let mut left = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        const STEP_MS: u32 = 20;
+        let start = Instant::<Monotonic>::now();
+        let patience = patience.as_nanos();
         loop {
             if self.close_if_unused() {
                 return Ok(());
             }
-            if left == 0 {
+            let waited = u128::try_from(start.elapsed().as_nanos()).unwrap_or(u128::MAX);
+            if waited >= patience {
                 return Err(EBUSY);
             }
             // SAFETY: Plain sleep, interruptible.
-            if unsafe { bindings::msleep_interruptible(STEP.min(left)) } != 0 {
+            if unsafe { bindings::msleep_interruptible(STEP_MS) } != 0 {
                 return Err(EINTR);
             }
-            left = left.saturating_sub(STEP);
-        }
-    }
-
-    /// Tells user space, by a change event with `env` (`KEY=value`).
-    pub(crate) fn notify(&self, env: &CStr) {
-        let mut envp = [env.as_ptr().cast_mut().cast(), null_mut()];
-        // SAFETY: The disk is added; `envp` is a NULL-terminated list that is read during the call.
-        unsafe {
-            let dev = &raw mut (*(*self.disk.as_ptr()).part0).bd_device;
-            bindings::kobject_uevent_env(
-                &raw mut (*dev).kobj,
-                bindings::kobject_action_KOBJ_CHANGE,
-                envp.as_mut_ptr(),
-            );
         }
     }
 }

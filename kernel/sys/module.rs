@@ -7,6 +7,10 @@ use kernel::error::to_result;
 use kernel::ffi::{c_char, c_int};
 use kernel::prelude::*;
 
+#[allow(
+    improper_ctypes,
+    reason = "struct module contains empty structs (lock_class_key); only a pointer to it passes"
+)]
 extern "C" {
     // Defined in shim_ctl.c. The kernel's parameter code writes them with plain stores of the same
     // width; `unsigned long` is 64 bits wide on the only supported target.

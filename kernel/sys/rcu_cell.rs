@@ -55,12 +55,6 @@ impl<T> Retired<T> {
         // SAFETY: From a box; the grace period is over and the pointer was unpublished before.
         self.0.take().map(|p| unsafe { KBox::from_raw(p.as_ptr()) })
     }
-
-    /// The old value, while readers may still see it.
-    pub(crate) fn get(&self) -> Option<&T> {
-        // SAFETY: Owned by `self`; readers only share it.
-        self.0.map(|p| unsafe { p.as_ref() })
-    }
 }
 
 impl<T> Drop for Retired<T> {

@@ -83,12 +83,52 @@ pub fn merge_push(last: Option<&mut FileExtent>, next: FileExtent) -> Option<Fil
 
 /// Sorts by place in the file.
 pub fn sort_by_file(list: &mut [FileExtent]) {
-    list.sort_unstable_by_key(|e| e.file_block);
+    heap_sort(list, |e| e.file_block);
 }
 
 /// Sorts by place on the origin.
 pub fn sort_by_origin(list: &mut [FileExtent]) {
-    list.sort_unstable_by_key(|e| e.origin_block);
+    heap_sort(list, |e| e.origin_block);
+}
+
+/// In place, in O(n log n). `core`'s own sorts contain panicking paths, for orders that contradict
+/// themselves, and a panic in the kernel is a crash of the machine.
+fn heap_sort(list: &mut [FileExtent], key: impl Fn(&FileExtent) -> u64) {
+    let n = list.len();
+    for root in (0..n / 2).rev() {
+        sift_down(list, root, n, &key);
+    }
+    for end in (1..n).rev() {
+        exchange(list, 0, end);
+        sift_down(list, 0, end, &key);
+    }
+}
+
+/// Moves the element at `root` down until no child of it, within the first `end`, is larger.
+fn sift_down(list: &mut [FileExtent], root: usize, end: usize, key: impl Fn(&FileExtent) -> u64) {
+    let mut root = root;
+    loop {
+        let left = root.saturating_mul(2).saturating_add(1);
+        let larger = (left..end.min(left.saturating_add(2))).max_by_key(|i| list.get(*i).map(&key));
+        match larger {
+            Some(child) if list.get(child).map(&key) > list.get(root).map(&key) => {
+                exchange(list, root, child);
+                root = child;
+            }
+            _ => return,
+        }
+    }
+}
+
+fn exchange(list: &mut [FileExtent], a: usize, b: usize) {
+    if let (Some(x), Some(y)) = (list.get(a).copied(), list.get(b).copied()) {
+        if let Some(slot) = list.get_mut(a) {
+            *slot = y;
+        }
+        if let Some(slot) = list.get_mut(b) {
+            *slot = x;
+        }
+    }
 }
 
 /// The last extent whose `key` is at most `at`.

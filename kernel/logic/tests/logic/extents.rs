@@ -155,3 +155,24 @@ fn extremes() {
     assert_eq!(validate(&[], 0, 0), Ok(()));
     assert!(validate(&[], 1, 1).is_err());
 }
+
+proptest! {
+    #![proptest_config(config(3))]
+
+    #[test]
+    fn sorting_is_sorting(mut places in proptest::collection::vec((0u64..500, 0u64..500), 0..300)) {
+        let mut list: Vec<FileExtent> = places
+            .iter()
+            .map(|&(file_block, origin_block)| FileExtent { file_block, origin_block, len: 1 })
+            .collect();
+        sort_by_origin(&mut list);
+        prop_assert!(list.windows(2).all(|w| w[0].origin_block <= w[1].origin_block));
+        sort_by_file(&mut list);
+        prop_assert!(list.windows(2).all(|w| w[0].file_block <= w[1].file_block));
+        // Nothing lost, nothing doubled.
+        let mut got: Vec<(u64, u64)> = list.iter().map(|e| (e.file_block, e.origin_block)).collect();
+        got.sort_unstable();
+        places.sort_unstable();
+        prop_assert_eq!(got, places);
+    }
+}
