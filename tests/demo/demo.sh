@@ -60,6 +60,7 @@ mib() { awk -v b="$1" 'BEGIN {printf "%.1f MiB", b / 1048576}'; }
 
 bold "Preparation"
 mkdir -p $PROD $BACKUP $LOG /mnt/check
+modprobe loop
 mount $DISK $PROD
 mkfs.xfs -q -f /dev/vdb         # xfs: the checks below take their copies by reflink
 mount /dev/vdb $BACKUP
