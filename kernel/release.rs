@@ -17,18 +17,18 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
         let (block, seq) = (bio.payload().block, bio.payload().seq);
         let n = bio.pages();
         if bio.status() == Status::Ok {
-            // Into the ring first: who sees `Memory` in the map finds the page there.
-            {
-                let mut ring = snap.ring.lock();
-                for i in 0..n {
-                    if let Some(page) = bio.take_page(i) {
-                        ring.fill(seq.saturating_add(u64::from(i)), page);
-                    }
+            // In the ring first, so that who sees `Memory` in the map finds the page there; and both under
+            // one lock, which the copier takes too: else a page could be written and retired before its
+            // block is published, and the map would point to a page that is gone.
+            let mut ring = snap.ring.lock();
+            for i in 0..n {
+                if let Some(page) = bio.take_page(i) {
+                    let i = u64::from(i);
+                    ring.fill(seq.saturating_add(i), page);
+                    snap.map.publish(block.saturating_add(i), seq.saturating_add(i));
                 }
             }
-            for i in 0..u64::from(n) {
-                snap.map.publish(block.saturating_add(i), seq.saturating_add(i));
-            }
+            drop(ring);
             published = true;
         } else {
             for i in 0..n {

@@ -8,6 +8,7 @@
 //! the copy. No lock is held across I/O, and readers do not wait for one another.
 
 use crate::faults::{self, Fault};
+use crate::logic::block_map::Entry;
 use crate::logic::read_plan::{Piece, Source, View};
 use crate::snapshot::{FileMap, Snapshot, Wake};
 use crate::sys::{
@@ -15,7 +16,10 @@ use crate::sys::{
     bio_pool::{EndIo, PoolBio},
 };
 use core::sync::atomic::{fence, Ordering};
-use kernel::sync::{Arc, ArcBorrow};
+use kernel::{
+    prelude::*,
+    sync::{Arc, ArcBorrow},
+};
 
 /// One piece of a snapshot read that is under way: a clone of a part of the reader's bio.
 pub(crate) struct ReadPart {
@@ -95,10 +99,30 @@ fn from_memory(snap: &Arc<Snapshot>, whole: &Parent, piece: &Piece, seq: u64, sk
         let n = (8 - offset).min(piece.sectors.saturating_sub(done));
         let at = skip.saturating_add(done);
         let page = snap.ring.lock().page(seq);
-        match page {
-            Some(page) => whole.view().fill(bytes(at), bytes(n), Some(&page), bytes(offset)),
-            // On disk since we looked: the map says so now.
-            None => issue(snap, whole.split(), piece.sector.saturating_add(done), n, at),
+        let sector = piece.sector.saturating_add(done);
+        let ok = match page {
+            Some(page) => {
+                whole.view().fill(bytes(at), bytes(n), Some(&page), bytes(offset));
+                true
+            }
+            // On disk since we looked: the map said so before the page went.
+            None => match snap.map.get(sector / 8) {
+                Entry::Disk(file_block) => {
+                    let part = Piece {
+                        sector,
+                        sectors: n,
+                        source: Source::Cow { file_block },
+                    };
+                    from_file(snap, &snap.file_map(), whole, &part, file_block, at)
+                }
+                _ => {
+                    Snapshot::fail(snap.as_arc_borrow(), EUCLEAN);
+                    false
+                }
+            },
+        };
+        if !ok {
+            return false;
         }
         done = done.saturating_add(n);
         seq = seq.saturating_add(1);

@@ -10,7 +10,9 @@ fill() {
     in_chroot bash -euc '
         mkdir -p /tmp/tree/usr
         # At least 500 MiB of real files: binaries, scripts, headers, documents.
-        cp -a /usr/bin /usr/sbin /usr/include /usr/share "/tmp/tree/usr/"
+        cp -a /usr/bin /usr/sbin /usr/include /usr/share /tmp/tree/usr/
+        mkdir /tmp/tree/usr/lib
+        cp -a /usr/lib/gcc /usr/lib/python3* /usr/lib/x86_64-linux-gnu /tmp/tree/usr/lib/
         mke2fs -q -t ext4 -L production -d /tmp/tree /cache/'"$T_NAME"'/demo.img.new 3G
         rm -rf /tmp/tree
         mv /cache/'"$T_NAME"'/demo.img.new /cache/'"$T_NAME"'/demo.img

@@ -8,7 +8,7 @@ use dattobd_client::node;
 use ioctl_abi::ioctl::{Extent, Info, STATE_SNAPSHOT};
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What the driver knows of the running snapshot.
@@ -133,11 +133,19 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
         "snapshot and image are the same: {}",
         image.display()
     );
-    let target = fs::OpenOptions::new()
-        .read(true)
-        .write(write)
-        .open(image)
-        .with_context(|| format!("cannot open the image {}", image.display()))?;
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(write);
+    if write && meta.file_type().is_block_device() {
+        // Without O_CREAT, O_EXCL on a block device means: not if anybody has it mounted or claimed. It
+        // may be the very origin of the snapshot.
+        options.custom_flags(nix::libc::O_EXCL);
+    }
+    let target = options.open(image).with_context(|| {
+        format!(
+            "cannot open the image {} (a device that is mounted or otherwise in use is refused)",
+            image.display()
+        )
+    })?;
     let running = driver.running(snapshot)?;
     let (bytes, have) = (size_of(&source, snapshot)?, size_of(&target, image)?);
     ensure!(
