@@ -2,9 +2,10 @@
 //! Writing copies from memory to the COW file, in the order in which they were claimed.
 
 use crate::snapshot::{CopyWrite, FileMap, Snapshot, Wake, MAX_JOB};
+use crate::sys::errno::EUCLEAN;
 use crate::sys::plug::plugged;
 use core::sync::atomic::{fence, Ordering};
-use kernel::{bindings, prelude::*, sync::Arc};
+use kernel::{bindings, sync::Arc};
 
 /// The work: writes what is ready.
 ///

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Creating a COW file. On failure nothing is left behind.
 
+use crate::sys::errno::{ENOKEY, EOPNOTSUPP};
 use kernel::prelude::*;
 use kernel::str::{BStr, CString};
 use kernel::sync::Arc;

@@ -19,6 +19,7 @@
 //!
 //! Here: the file while it is in use. Creation: `cow_create`; growth: `cow_grow`; the end: `cow_seal`.
 
+use crate::sys::errno::ESTALE;
 use kernel::prelude::*;
 use kernel::str::{BStr, CString};
 

@@ -4,6 +4,7 @@
 //! This is work of the tracked filesystem, whose journal may be waiting for room in the very file that
 //! is to grow. So nothing that the engine holds back may wait for this.
 
+use crate::sys::errno::EUCLEAN;
 use kernel::prelude::*;
 use kernel::str::BStr;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Handing a COW file over: from then on it is an ordinary file that says which blocks changed.
 
+use crate::sys::errno::ESTALE;
 use kernel::prelude::*;
 
 use crate::abi::cow::{self, BLOCK_SIZE, ENTRY_BYTES, HEADER_BYTES};

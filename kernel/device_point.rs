@@ -4,6 +4,7 @@
 //! Everything that the point needs is made before the filesystem is frozen ([`Prepared`]); between
 //! freeze and thaw there is only the switch.
 
+use crate::sys::errno::ESTALE;
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;

@@ -2,6 +2,7 @@
 //! From snapshot to incremental and back: TRANSITION_INC, DROP_SNAPSHOT, TRANSITION_SNAP; and
 //! RECONFIGURE, which changes a number only.
 
+use crate::sys::errno::ESTALE;
 use kernel::prelude::*;
 use kernel::str::BStr;
 use kernel::sync::Arc;

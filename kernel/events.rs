@@ -2,6 +2,7 @@
 //! What the engine and the filesystem side tell a device, and how a failure is made known: a line in
 //! the kernel log that names device, reason and next step, and a uevent on the control node.
 
+use crate::sys::errno::{EOPNOTSUPP, ESTALE};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::{Arc, SetOnce};

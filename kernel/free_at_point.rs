@@ -5,6 +5,7 @@
 //! overwritten before they are preserved. The snapshot itself knows which were free: it is mounted
 //! read-only, in the kernel and seen by nobody, and asked.
 
+use crate::sys::errno::EOPNOTSUPP;
 use kernel::prelude::*;
 use kernel::str::BStr;
 

@@ -3,6 +3,7 @@
 //! argument completely and hands plain values to the device table; the order of the checks is that
 //! of COMPAT.md section 2.
 
+use crate::sys::errno::EOPNOTSUPP;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 

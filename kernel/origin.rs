@@ -3,6 +3,7 @@
 //!
 //! Nothing here is held but the open device; the filesystem is looked for each time. No locks.
 
+use crate::sys::errno::EOPNOTSUPP;
 use kernel::prelude::*;
 use kernel::str::{BStr, CString};
 use kernel::sync::SetOnce;

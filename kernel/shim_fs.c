@@ -15,7 +15,6 @@
 #include <linux/statfs.h>
 #include <linux/string.h>
 #include <linux/swap.h>
-#include <linux/version.h>
 #include <linux/wait_bit.h>
 
 #include "shim_fs.h"
@@ -58,11 +57,7 @@ unsigned int dbd_block_filesystems(struct file_system_type **out, unsigned int r
 	if (!first)
 		return 0;
 	rcu_read_lock();
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
 	hlist_for_each_entry_from_rcu(fs, list) {
-#else
-	for (; fs; fs = READ_ONCE(fs->next)) {
-#endif
 		if ((fs->fs_flags & FS_REQUIRES_DEV) && n < room && try_module_get(fs->owner))
 			out[n++] = fs;
 	}

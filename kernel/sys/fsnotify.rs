@@ -14,6 +14,7 @@ use super::{
     vfs::{LiveInode, OpenFile},
 };
 use crate::events::UnmountHandler;
+use crate::sys::errno::ESTALE;
 use core::ptr::NonNull;
 use kernel::{
     bindings,

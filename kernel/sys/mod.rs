@@ -8,6 +8,7 @@ pub(crate) mod bio_pool;
 pub(crate) mod block_device;
 pub(crate) mod control_queue;
 pub(crate) mod disk;
+pub(crate) mod errno;
 pub(crate) mod ffi;
 pub(crate) mod ffi_fs;
 pub(crate) mod fsnotify;

@@ -3,6 +3,7 @@
 
 use super::ffi_fs as ffi;
 use super::superblock::{self, ActiveSuper, FreeSpace, PrivateMount};
+use crate::sys::errno::ESTALE;
 use core::ptr::NonNull;
 use kernel::{
     bindings, error::from_err_ptr, error::to_result, ffi::c_int, prelude::*, str::CString,
