@@ -10,6 +10,7 @@ virtme-ng wants 9p or virtiofs, which Debian's cloud kernels and Debian 12 lack.
 """
 
 import argparse
+import glob
 import os
 import re
 import shutil
@@ -23,6 +24,10 @@ import time
 TOP = "/dattobd"
 TARGET = os.environ.get("DBD_TARGET", "trixie")
 STATE = f"/cache/{TARGET}"
+# A case has 280 s (run-cases) and some more for what it left behind. Without a result after that
+# the VM hangs: a process in uninterruptible sleep outlives its timeout.
+CASE_STALL = 400
+RESULT = re.compile(r"(PASS|FAIL|SKIP) ([^\s:]+)")
 DEFAULT_NEEDS = "disks=1G,1G,512M mem=1G"
 
 
@@ -70,16 +75,23 @@ def size_of(text):
     return int(m[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[m[2]]
 
 
+def sweep():
+    """Removes what runs left behind that were killed. No VM runs for a day."""
+    for work in glob.glob("/cache/vm-*/"):
+        if time.time() - os.stat(work).st_mtime > 86400:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 class Vm:
     """One run of one VM."""
 
-    def __init__(self, needs, command, bindir, append="", timeout=None, keep_image=None):
+    def __init__(self, needs, command, bindir, append="", timeout=None, stall=None):
         self.needs = dict(n.split("=", 1) for n in needs.split())
         self.command = command
         self.bindir = bindir
         self.append = append
         self.timeout = timeout or float(self.needs.get("timeout", "900"))
-        self.keep_image = keep_image
+        self.stall = stall
         self.work = tempfile.mkdtemp(prefix="vm-", dir="/cache")
         self.results = os.path.join(self.work, "results")
         os.mkdir(self.results)
@@ -115,7 +127,8 @@ class Vm:
 
     def argv(self):
         a = accel()
-        argv = ["qemu-system-x86_64", "-accel", a, "-M", "q35",
+        # The VM ends with this program, however that ends.
+        argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35",
                 "-cpu", "host" if a == "kvm" else "max",
                 "-smp", self.needs.get("cpus", "2"), "-m", self.needs.get("mem", "1G"),
                 "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
@@ -150,6 +163,7 @@ class Vm:
         out_path = os.path.join(self.work, "out.txt")
         open(out_path, "wb").close()
         end = time.monotonic() + self.timeout
+        lively = time.monotonic()
         status = None
         with subprocess.Popen(self.argv(), stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as qemu:
@@ -165,11 +179,16 @@ class Vm:
                             status = int(m[1])
                         else:
                             show(line)
+                            if RESULT.match(line):
+                                lively = time.monotonic()
                     if qemu.poll() is not None and not chunk:
                         break
                     if time.monotonic() > end:
                         qemu.kill()
                         return f"no end within {self.timeout:.0f} s" + self.console_tail()
+                    if self.stall and time.monotonic() > lively + self.stall:
+                        qemu.kill()
+                        return f"no result for {self.stall} s: it hangs" + self.console_tail()
                     if not chunk:
                         time.sleep(0.1)
             errors = qemu.stderr.read().decode(errors="replace")
@@ -255,11 +274,11 @@ def run_tests(options):
         todo = list(names)
         while todo:
             vm = Vm(needs, "exec /t/harness/run-cases " + " ".join(todo), options.bin,
-                    timeout=budget)
+                    timeout=budget, stall=CASE_STALL)
             done = []
 
             def show(line):
-                m = re.match(r"(PASS|FAIL|SKIP) (\S+)", line)
+                m = RESULT.match(line)
                 with lock:
                     say(line)
                     if m and m[2] in todo:
@@ -319,6 +338,7 @@ def main():
     test.add_argument("--jobs", type=int, default=2)
     test.add_argument("names", nargs="*")
     options = p.parse_args()
+    sweep()
     sys.exit(run_tests(options) if options.what == "test" else run_command(options))
 
 
