@@ -42,7 +42,7 @@ build() {
     [ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$ROOT.new/etc/resolv.conf"
     rm -rf "$ROOT"
     mv "$ROOT.new" "$ROOT"
-    rm -f "$STATE/kernel" "$STATE/meta.stamp"
+    rm -f "$STATE/kernel" "$STATE/verified.stamp"
     echo "$want" >"$stamp"
 }
 locked "$CACHE/$T_NAME.lock" build

@@ -8,14 +8,14 @@ target "${1:?usage: kernel.sh TARGET}"
 "$TOP/scripts/chroot.sh" "$T_NAME"
 
 build() {
-    [ ! -s "$STATE/kernel" ] || [ ! -e "$STATE/meta.stamp" ] || return 0
+    [ ! -s "$STATE/kernel" ] || [ ! -e "$STATE/verified.stamp" ] || return 0
     say "looking for the newest 7.x kernel in $T_NAME"
     from=$T_SUITE
     [ "$T_EXTRA" = - ] || from=$T_EXTRA
-    in_chroot env T_FROM="$from" T_FLAVOUR="$T_FLAVOUR" T_GCC="$T_GCC" T_LLVM="$T_LLVM" \
+    in_chroot env T_FROM="$from" T_FLAVOUR="$T_FLAVOUR" \
         bash /dattobd/scripts/kernel-in-chroot.sh "/cache/$T_NAME" >"$STATE/kernel.log" 2>&1 ||
         { tail -25 "$STATE/kernel.log" >&2; die "preparing the kernel failed: $STATE/kernel.log"; }
-    touch "$STATE/meta.stamp"
+    touch "$STATE/verified.stamp"
     say "kernel $(cat "$STATE/kernel") is ready"
 }
 locked "$CACHE/$T_NAME.lock" build
