@@ -31,13 +31,17 @@ locked() {
     ) 9>"$lock"
 }
 
-# The Debian mirror that this machine uses.
+# The Debian mirror that this machine uses, as apt itself understands its sources.
 mirror() {
-    local m
-    m=$({ grep -rhs '^URIs:' /etc/apt/sources.list.d || true; } | awk '{print $2}' | grep -m1 '/debian/*$' || true)
-    [ -n "$m" ] || m=$({ grep -rhs '^deb ' /etc/apt/sources.list /etc/apt/sources.list.d || true; } |
-        sed 's/\[[^]]*\]//' | awk '{print $2}' | grep -m1 '/debian/*$' || true)
-    [ -n "$m" ] || die "no Debian mirror found in this machine's apt sources"
+    local m list
+    m=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sort -u |
+        awk '!found && /\/debian\/*$|^mirror\+file:.*debian\.list\/*$/ {found = $0} END {print found}')
+    # Debian's cloud images name a file that lists the mirrors.
+    if [ "${m#mirror+file:}" != "$m" ]; then
+        list=$(sed 's|^mirror+file:/*|/|; s|/*$||' <<<"$m")
+        m=$(awk '!found && /^(http|https|file):/ {found = $1} END {print found}' "$list")
+    fi
+    [ -n "$m" ] || die "no Debian mirror (an address that ends in /debian) among this machine's apt sources"
     echo "$m"
 }
 
@@ -59,7 +63,8 @@ in_chroot() {
         done
         [ -z "$ca" ] || set -- SSL_CERT_FILE=/etc/ssl/host-ca.crt \
             CARGO_HTTP_CAINFO=/etc/ssl/host-ca.crt "$@"
-        exec chroot "$ROOT" /usr/bin/env -u CARGO_HOME -u RUSTUP_HOME -u RUSTUP_TOOLCHAIN \
+        # A build or a VM ends with the script that started it.
+        exec setpriv --pdeathsig TERM chroot "$ROOT" /usr/bin/env -u CARGO_HOME -u RUSTUP_HOME -u RUSTUP_TOOLCHAIN \
             HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin \
             CARGO_HOME=/cache/cargo "$@"
     ' in_chroot "$@"
