@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # `make` explains. Everything but `install` happens in a chroot and in VMs, never on this machine.
 
-TARGETS := trixie
-ifeq ($(KERNELS),all)
-TARGETS += sid
-endif
+# Tests are built for every target. They run on the first, with KERNELS=all on every one.
+EVERY := trixie sid
 FIRST := trixie
+TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm module tools setup install clean distclean
+.PHONY: help demo test test-host test-vm build-every module tools setup install clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
@@ -24,8 +23,10 @@ setup:
 
 ifdef KDIR
 module:
+	@scripts/kdir.sh $(KDIR)
 	$(MAKE) -C $(KDIR) M=$(CURDIR) modules
 tools:
+	@command -v cargo >/dev/null || { echo "error: cargo is missing: apt install cargo"; exit 1; }
 	cargo build --release --locked -p dbdctl -p update-img
 else
 module: setup
@@ -38,7 +39,11 @@ demo: module tools
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/demo.sh
 
-test: test-host test-vm
+test: build-every test-host test-vm
+
+# Both kernels must take the module, also where only the first one is booted.
+build-every:
+	@for t in $(EVERY); do scripts/kernel.sh $$t && scripts/build-module.sh $$t || exit 1; done
 
 test-host: setup
 	@scripts/test-host.sh $(FIRST)
