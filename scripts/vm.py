@@ -128,7 +128,7 @@ class Vm:
     def argv(self):
         a = accel()
         # The VM ends with this program, however that ends.
-        argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35",
+        argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35,sata=off",
                 "-cpu", "host" if a == "kvm" else "max",
                 "-smp", self.needs.get("cpus", "2"), "-m", self.needs.get("mem", "1G"),
                 "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
