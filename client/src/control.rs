@@ -217,5 +217,5 @@ pub fn text(buffer: &[u8]) -> String {
 
 /// A uuid as 32 hex digits.
 pub fn uuid(bytes: &[u8; 16]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(*bytes))
 }

@@ -46,7 +46,11 @@ pub fn header(path: &Path) -> Result<Header> {
         flags: u32_at(4),
         fsize: u64_at(16),
         seqid: u64_at(24),
-        uuid: b[32..48].iter().map(|x| format!("{x:02x}")).collect(),
+        uuid: {
+            let mut uuid = [0; 16];
+            uuid.copy_from_slice(&b[32..48]);
+            format!("{:032x}", u128::from_be_bytes(uuid))
+        },
         version: u64_at(48),
         changed: u64_at(56),
     })

@@ -229,13 +229,7 @@ fn print_info(i: &abi::Info) {
         "cache_size={} falloc_size={} seqid={}",
         i.cache_size, i.falloc_size, i.seqid
     );
-    println!(
-        "uuid={}",
-        i.uuid
-            .iter()
-            .map(|x| format!("{x:02x}"))
-            .collect::<String>()
-    );
+    println!("uuid={:032x}", u128::from_be_bytes(i.uuid));
     println!("cow={}", text(&i.cow));
     println!("bdev={}", text(&i.bdev));
     println!(
