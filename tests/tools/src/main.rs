@@ -215,7 +215,8 @@ fn verdict(errors: u64) -> ExitCode {
 }
 
 fn list(blocks: &Blocks) -> String {
-    blocks.runs().map(|(s, n)| format!("{s} {n}\n")).collect()
+    let lines: Vec<String> = blocks.runs().map(|(s, n)| format!("{s} {n}\n")).collect();
+    lines.concat()
 }
 
 fn read_set(path: &Path) -> Result<Blocks> {
