@@ -14,12 +14,10 @@ use crate::snapshot::{FileMap, Snapshot, Wake};
 use crate::sys::{
     bio::{HeldBio, Parent, Status},
     bio_pool::{EndIo, PoolBio},
+    errno::EUCLEAN,
 };
 use core::sync::atomic::{fence, Ordering};
-use kernel::{
-    prelude::*,
-    sync::{Arc, ArcBorrow},
-};
+use kernel::sync::{Arc, ArcBorrow};
 
 /// One piece of a snapshot read that is under way: a clone of a part of the reader's bio.
 pub(crate) struct ReadPart {
