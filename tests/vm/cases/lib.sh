@@ -105,6 +105,8 @@ make_fs() {
     xfs) TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -K "$@" "$dev" ;;
     *) fail "make_fs $type" ;;
     esac
+    # Newer mounts take the type from udev's database, which still knows the one before.
+    udevadm settle
 }
 
 scratch() {
