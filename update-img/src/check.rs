@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What must be true before the first write.
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use dattobd_client::control::{uuid, Control};
 use dattobd_client::cow_file::CowFile;
 use dattobd_client::node;
 use ioctl_abi::ioctl::{Extent, Info, STATE_SNAPSHOT};
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom};
+use std::fs::{self, File, Metadata};
+use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub struct Running {
 }
 
 /// Where [`Running`] comes from; the tests have their own.
-pub trait Driver {
+pub trait Driver: Sync {
     /// The device whose snapshot `node` is.
     ///
     /// # Errors
@@ -44,21 +44,25 @@ impl Driver for Kernel {
                 path.display()
             )
         })?;
-        let control = Control::open().context(
-            "cannot open /dev/datto-ctl: is the module loaded (modprobe dattobd), are you root?",
-        )?;
+        let control = Control::open().map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                anyhow!("the dattobd module is not loaded: run `modprobe dattobd`")
+            }
+            ErrorKind::PermissionDenied => anyhow!("only root may do this: use sudo"),
+            _ => anyhow::Error::new(e).context("cannot open /dev/datto-ctl"),
+        })?;
         let info: Info = control
             .info(minor)
             .with_context(|| format!("the driver does not know device {minor}"))?;
         ensure!(
             info.state & STATE_SNAPSHOT != 0,
-            "device {minor} shows no snapshot now"
+            "device {minor} shows no snapshot now: take one with `dbdctl transition-to-snapshot`"
         );
         ensure!(
             info.error == 0,
-            "the snapshot on device {minor} has failed (error {}): it cannot be read. \
+            "the snapshot on device {minor} has failed ({}): it cannot be read. \
              See `dbdctl info {minor}`, then take a new snapshot",
-            info.error
+            std::io::Error::from_raw_os_error(info.error.saturating_neg())
         );
         let own = control
             .cow_extents(minor)
@@ -96,6 +100,15 @@ fn size_of(file: &File, path: &Path) -> Result<u64> {
     Ok(size)
 }
 
+/// Two names of the same file or the same block device.
+fn same(a: &Metadata, b: &Metadata) -> bool {
+    if a.file_type().is_block_device() && b.file_type().is_block_device() {
+        a.rdev() == b.rdev()
+    } else {
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    }
+}
+
 /// Opens snapshot and image and makes sure that the image can be one of the snapshot's device.
 ///
 /// # Errors
@@ -122,14 +135,8 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
         "{} is neither a file nor a block device",
         image.display()
     );
-    let from = source.metadata()?;
-    let same = if meta.file_type().is_block_device() {
-        from.file_type().is_block_device() && from.rdev() == meta.rdev()
-    } else {
-        from.is_file() && (from.dev(), from.ino()) == (meta.dev(), meta.ino())
-    };
     ensure!(
-        !same,
+        !same(&source.metadata()?, &meta),
         "snapshot and image are the same: {}",
         image.display()
     );
@@ -142,8 +149,13 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
     }
     let target = options.open(image).with_context(|| {
         format!(
-            "cannot open the image {} (a device that is mounted or otherwise in use is refused)",
-            image.display()
+            "cannot open the image {}{}",
+            image.display(),
+            if meta.is_file() {
+                ""
+            } else {
+                " (a device that is mounted or otherwise in use is refused)"
+            }
         )
     })?;
     let running = driver.running(snapshot)?;
@@ -171,7 +183,21 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
 /// A sentence about what is wrong.
 pub fn chain(paths: &[PathBuf], pair: &Pair) -> Result<Vec<CowFile>> {
     let mut files = Vec::new();
+    let image = pair.image.metadata()?;
     for path in paths {
+        // Looked at before it is opened: opening a pipe would wait for ever.
+        let meta = fs::metadata(path)
+            .with_context(|| format!("cannot use the COW file {}", path.display()))?;
+        ensure!(
+            meta.is_file(),
+            "{} is not a COW file: it is no regular file",
+            path.display()
+        );
+        ensure!(
+            !same(&meta, &image),
+            "COW file and image are the same: {}",
+            path.display()
+        );
         let cow = CowFile::open(path)?;
         ensure!(
             cow.header.uuid == pair.running.uuid,

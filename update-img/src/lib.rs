@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `update-img` as a library, so that its parts can be tested without a driver.
+//! `update-img` as a library, so that all of it can be tested without a driver.
 //!
 //! [`check`] looks at everything before the first write, [`copy`] transfers the changed blocks,
-//! [`verify`] compares afterwards.
+//! [`verify`] compares afterwards; [`run`] puts them together as the command line says.
 
 pub mod check;
 pub mod cli;
 pub mod copy;
 pub mod progress;
+pub mod run;
 pub mod runs;
 pub mod verify;

@@ -260,8 +260,10 @@ fn verify_names_what_differs_and_leaves_out_the_cow_file() {
         start: 290,
         len: 20,
     }];
-    let found = verify::compare(&a, &b, 3 << 20, &skip, 3, &ProgressBar::hidden()).unwrap();
+    let own = || Ok(skip.to_vec());
+    let found = verify::compare(&a, &b, 3 << 20, &own, 3, &ProgressBar::hidden()).unwrap();
     let want = [(0, 1), (5, 2), (767, 1)].map(|(start, len)| Extent { start, len });
     assert_eq!(found.different, want);
-    assert!(verify::compare(&a, &b, 4 << 20, &[], 1, &ProgressBar::hidden()).is_err());
+    assert_eq!((found.blocks, found.left_out), (4, 20));
+    assert!(verify::compare(&a, &b, 4 << 20, &own, 1, &ProgressBar::hidden()).is_err());
 }

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What a command line asks for, from the checks to the summary.
+
+use crate::check::{self, Driver, Pair};
+use crate::cli::Cli;
+use crate::copy::{self, Done};
+use crate::progress;
+use crate::verify::{self, Compared};
+use anyhow::{anyhow, bail, Context, Result};
+use dattobd_client::cow_file::Union;
+use dattobd_client::human;
+use ioctl_abi::cow::{Geometry, BLOCK_SIZE};
+use serde_json::{json, Value};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Runs of differing blocks that are named one by one for people.
+const NAMED: usize = 20;
+
+/// Does what `cli` says. The summary goes to `out`, differing blocks to standard error.
+///
+/// # Errors
+///
+/// What went wrong, and what state the image is in.
+pub fn run(cli: &Cli, driver: &dyn Driver, out: &mut dyn Write) -> Result<()> {
+    let Some((image, cows)) = cli.rest.split_last() else {
+        bail!("no image given")
+    };
+    if cli.verify_only {
+        if !cows.is_empty() {
+            bail!("--verify-only takes a snapshot device and an image, no COW file");
+        }
+        let pair = check::open(driver, &cli.snapshot, image, false)?;
+        let compared = compare(cli, driver, &pair)?;
+        if cli.json {
+            let value = json!({ "device_bytes": pair.bytes, "verify": verdict(&compared) });
+            print(out, &value.to_string())?;
+        }
+        return judge(cli, &pair, &compared, out);
+    }
+    if cows.is_empty() {
+        bail!(
+            "name the COW file too: update-img {} <cow file> {}",
+            cli.snapshot.display(),
+            image.display()
+        );
+    }
+    update(cli, driver, cows, image, out)
+}
+
+/// A line of the summary. `println!` would panic when the reader of a pipe has gone away.
+fn print(out: &mut dyn Write, line: &str) -> Result<()> {
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .context("writing the summary")
+}
+
+fn update(
+    cli: &Cli,
+    driver: &dyn Driver,
+    cows: &[PathBuf],
+    image: &Path,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let pair = check::open(driver, &cli.snapshot, image, !cli.dry_run)?;
+    let files = check::chain(cows, &pair)?;
+    let blocks = Geometry {
+        origin_bytes: pair.bytes,
+    }
+    .blocks();
+    // A first walk over the map: the whole of it is readable, and its size is known.
+    let mut changed = 0u64;
+    for run in Union::new(&files, blocks) {
+        changed += run?.len;
+    }
+    let bytes = changed.saturating_mul(BLOCK_SIZE).min(pair.bytes);
+    if cli.dry_run {
+        return rehearsed(cli, &pair, changed, blocks, bytes, out);
+    }
+    let start = Instant::now();
+    let bar = progress::bar("updating", bytes, cli.quiet);
+    let result = copy::copy(
+        &pair.snapshot,
+        &pair.image,
+        pair.bytes,
+        Union::new(&files, blocks),
+        cli.queue_depth,
+        &bar,
+    );
+    bar.finish_and_clear();
+    let done = result.map_err(|failed| {
+        let state = if failed.touched {
+            "the image is PARTLY UPDATED: it is neither the old nor the new state. Run the same \
+             command again while the snapshot is there; it starts over and is safe to repeat"
+        } else {
+            "the image is untouched"
+        };
+        failed.error.context(format!("the update failed; {state}"))
+    })?;
+    let mut summary = summary(&pair, done, start.elapsed().as_secs_f64());
+    let told = if cli.json {
+        Ok(())
+    } else {
+        tell(cli, &pair, &summary, out)
+    };
+    let compared = cli
+        .verify
+        .then(|| compare(cli, driver, &pair))
+        .transpose()
+        .context("the image is updated, but comparing it failed");
+    // The summary is printed whatever the comparison says: the update itself was done.
+    if cli.json {
+        if let Ok(Some(compared)) = &compared {
+            summary["verify"] = verdict(compared);
+        }
+        print(out, &summary.to_string()).context("the image is updated")?;
+    }
+    told.context("the image is updated")?;
+    compared?.map_or(Ok(()), |compared| judge(cli, &pair, &compared, out))
+}
+
+fn rehearsed(
+    cli: &Cli,
+    pair: &Pair,
+    changed: u64,
+    blocks: u64,
+    bytes: u64,
+    out: &mut dyn Write,
+) -> Result<()> {
+    if cli.json {
+        let value = json!({
+            "dry_run": true,
+            "changed_blocks": changed,
+            "bytes_to_copy": bytes,
+            "device_bytes": pair.bytes,
+        });
+        return print(out, &value.to_string());
+    }
+    if cli.quiet {
+        return Ok(());
+    }
+    print(
+        out,
+        &format!(
+            "{changed} of {blocks} blocks changed: {} of {} would be copied; nothing was written",
+            human::bytes(bytes),
+            human::bytes(pair.bytes)
+        ),
+    )
+}
+
+fn summary(pair: &Pair, done: Done, seconds: f64) -> Value {
+    json!({
+        "changed_blocks": done.blocks,
+        "bytes_copied": done.bytes,
+        "requests": done.requests,
+        "device_bytes": pair.bytes,
+        "seconds": (seconds * 1e3).round() / 1e3,
+    })
+}
+
+fn tell(cli: &Cli, pair: &Pair, summary: &Value, out: &mut dyn Write) -> Result<()> {
+    if cli.quiet {
+        return Ok(());
+    }
+    let copied = summary["bytes_copied"].as_u64().unwrap_or(0);
+    let line = format!(
+        "{}: {} blocks updated, {} copied in {} requests, {:.1} s; {:.1} % of {}",
+        pair.image_path.display(),
+        summary["changed_blocks"],
+        human::bytes(copied),
+        summary["requests"],
+        summary["seconds"].as_f64().unwrap_or(0.0),
+        100.0 * copied as f64 / pair.bytes.max(1) as f64,
+        human::bytes(pair.bytes)
+    );
+    print(out, &line)
+}
+
+fn compare(cli: &Cli, driver: &dyn Driver, pair: &Pair) -> Result<Compared> {
+    let bar = progress::bar("comparing", pair.bytes, cli.quiet);
+    // The COW file may grow while we read, and its new blocks then read as zeros: what differs is held
+    // against the list of this moment, not against the one from the start.
+    let now = || {
+        let now = driver.running(&cli.snapshot)?;
+        if (now.uuid, now.seqid) != (pair.running.uuid, pair.running.seqid) {
+            return Err(anyhow!(
+                "{} shows another snapshot now",
+                cli.snapshot.display()
+            ));
+        }
+        Ok(now.own)
+    };
+    let compared = verify::compare(
+        &pair.snapshot,
+        &pair.image,
+        pair.bytes,
+        &now,
+        cli.queue_depth.min(8),
+        &bar,
+    );
+    bar.finish_and_clear();
+    compared
+}
+
+fn verdict(compared: &Compared) -> Value {
+    let list: Vec<Value> = compared
+        .different
+        .iter()
+        .map(|e| json!({ "start": e.start, "len": e.len }))
+        .collect();
+    json!({
+        "equal": compared.blocks == 0,
+        "bytes_compared": compared.bytes,
+        "left_out_blocks": compared.left_out,
+        "different_blocks": compared.blocks,
+        // The first ones only, when there are very many.
+        "different": list,
+    })
+}
+
+fn judge(cli: &Cli, pair: &Pair, compared: &Compared, out: &mut dyn Write) -> Result<()> {
+    if compared.blocks == 0 {
+        if cli.quiet || cli.json {
+            return Ok(());
+        }
+        let line = format!(
+            "{}: equal to the snapshot, {} compared ({} blocks of the running COW file left out)",
+            pair.image_path.display(),
+            human::bytes(compared.bytes),
+            compared.left_out
+        );
+        return print(out, &line);
+    }
+    let mut named = 0;
+    for e in compared.different.iter().take(NAMED) {
+        eprintln!(
+            "differs: blocks {}..{} (of 4096 bytes)",
+            e.start,
+            e.start + e.len
+        );
+        named += e.len;
+    }
+    if compared.blocks > named {
+        eprintln!("… and {} more blocks", compared.blocks - named);
+    }
+    bail!(
+        "{} differs from the snapshot in {} blocks: do not rely on it, take a full copy",
+        pair.image_path.display(),
+        compared.blocks
+    )
+}
