@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `dbdctl changed`: the change map for other backup tools.
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use dattobd_client::control::Control;
 use dattobd_client::cow_file::CowFile;
+use ioctl_abi::cow::{Extension, Geometry, EXT_BYTES, EXT_OFFSET};
 use ioctl_abi::ioctl::{Extent, EXTENTS_CHANGED};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Writes runs as they come, as text or as one JSON object.
@@ -55,16 +58,43 @@ fn printer(json: bool) -> Printer<BufWriter<io::Stdout>> {
     }
 }
 
+/// The size of the device that a file is of, where the file says it: this driver's do. What lies behind
+/// the index of such a file is nobody else's business.
+fn origin_bytes(path: &Path) -> Option<u64> {
+    let mut bytes = [0; EXT_BYTES];
+    File::open(path)
+        .and_then(|f| f.read_exact_at(&mut bytes, EXT_OFFSET as u64))
+        .ok()?;
+    Extension::decode(&bytes).map(|e| e.origin_bytes)
+}
+
 /// The changes in a handed-over COW file.
 ///
 /// # Errors
 ///
 /// Not a sealed COW file, or it cannot be read. What was printed by then is not complete.
 pub fn of_file(path: &Path, json: bool) -> Result<()> {
+    let meta = fs::metadata(path).with_context(|| path.display().to_string())?;
+    // Before it is opened: opening a pipe would wait for ever.
+    ensure!(
+        meta.is_file(),
+        "{} is not a COW file: it is no regular file",
+        path.display()
+    );
     let cow = CowFile::open(path)?;
     cow.require_sealed()?;
+    let blocks = match origin_bytes(path) {
+        Some(bytes) => {
+            cow.require_index(bytes)?;
+            Geometry {
+                origin_bytes: bytes,
+            }
+            .blocks()
+        }
+        None => cow.covered()?,
+    };
     let mut printer = printer(json);
-    for run in cow.changed(cow.covered()?) {
+    for run in cow.changed(blocks) {
         printer.run(run?)?;
     }
     printer.end().context("writing to standard output")

@@ -194,3 +194,76 @@ Examples: dbdctl changed /.datto
         folder: PathBuf,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|c| c.command)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_have_the_units_of_the_c_tool() {
+        for (line, cache, size) in [
+            (
+                "dbdctl setup-snapshot -c 5000 -f 20 /dev/x /c 3",
+                Some(5000),
+                Some(20),
+            ),
+            (
+                "dbdctl setup-snapshot -c 1K -f 2GiB /dev/x /c 3",
+                Some(1024),
+                Some(2048),
+            ),
+            ("dbdctl setup-snapshot -f 512M /dev/x /c 3", None, Some(512)),
+        ] {
+            let Ok(Command::SetupSnapshot {
+                cache_size,
+                fallocate,
+                minor: 3,
+                ..
+            }) = parse(line)
+            else {
+                panic!("{line}");
+            };
+            assert_eq!((cache_size, fallocate), (cache, size), "{line}");
+        }
+        let grow = parse("dbdctl expand-cow-file 1G 2");
+        assert!(matches!(
+            grow,
+            Ok(Command::ExpandCowFile {
+                size: 1024,
+                minor: 2
+            })
+        ));
+        let auto = parse("dbdctl reconfigure-auto-expand -r 1G 256 0");
+        assert!(matches!(
+            auto,
+            Ok(Command::ReconfigureAutoExpand {
+                reserved_space: 1024,
+                step_size: 256,
+                minor: 0
+            })
+        ));
+    }
+
+    #[test]
+    fn sizes_that_are_no_whole_mib_or_too_large_are_refused() {
+        for line in [
+            "dbdctl expand-cow-file 1K 0",
+            "dbdctl expand-cow-file 18446744073709551615 0",
+            "dbdctl setup-snapshot -f -1 /dev/x /c 0",
+            "dbdctl destroy 4294967296",
+            "dbdctl reload-snapshot -f 5 /dev/x /c 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

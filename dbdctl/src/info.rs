@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `dbdctl info`: for people, and for scripts.
 
-use anyhow::{bail, Result};
+use crate::explain::{self, Asked};
+use anyhow::{anyhow, Result};
 use dattobd_client::control::{text, uuid, Control};
 use dattobd_client::human;
 use ioctl_abi::ioctl::{
     Info, Status, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT, STATE_UNVERIFIED,
     STATUS_CHAIN_BROKEN,
 };
-use nix::errno::Errno;
 use serde_json::{json, Value};
+use std::io::{self, Write};
 
 /// The state in words.
 fn state(info: &Info, status: Option<&Status>) -> String {
@@ -23,10 +24,7 @@ fn state(info: &Info, status: Option<&Status>) -> String {
             Some(s) if s.flags & STATUS_CHAIN_BROKEN != 0 => "chain ended",
             _ => "changes still tracked",
         };
-        return format!(
-            "{mode} FAILED: {} ({end})",
-            Errno::from_raw(-info.error).desc()
-        );
+        return format!("{mode} FAILED: {} ({end})", explain::reason(info.error));
     }
     let activity = if info.state & STATE_UNVERIFIED != 0 {
         "unverified"
@@ -42,8 +40,7 @@ fn devices(control: &Control, minor: Option<u32>) -> Result<Vec<Info>> {
     if let Some(minor) = minor {
         return match control.info(minor) {
             Ok(info) => Ok(vec![info]),
-            Err(Errno::ENOENT) => bail!("there is no device {minor}: see `dbdctl info`"),
-            Err(e) => bail!("device {minor}: {}", e.desc()),
+            Err(e) => Err(anyhow!(explain::call(control, Asked::Ask, minor, e))),
         };
     }
     Ok((0..LIMIT_MAX_DEVICES)
@@ -60,33 +57,33 @@ pub fn print(control: &Control, minor: Option<u32>, as_json: bool) -> Result<()>
     let all = devices(control, minor)?;
     if as_json {
         let list: Vec<Value> = all.iter().map(|i| full(control, i)).collect();
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&json!({ "devices": list }))?
-        );
-        return Ok(());
+        let text = serde_json::to_string_pretty(&json!({ "devices": list }))?;
+        return Ok(writeln!(io::stdout(), "{text}")?);
     }
+    // Not by `println!`, which panics when the reader of a pipe has gone away.
+    let mut out = String::new();
     if all.is_empty() {
-        println!("no device is tracked; `dbdctl setup-snapshot --help` shows how to begin");
+        out.push_str("no device is tracked; `dbdctl setup-snapshot --help` shows how to begin\n");
     }
     for (n, info) in all.iter().enumerate() {
         if n > 0 {
-            println!();
+            out.push('\n');
         }
-        table(control, info);
+        out.push_str(&table(info, control.status(info.minor).ok().as_ref()));
     }
-    Ok(())
+    Ok(io::stdout().write_all(out.as_bytes())?)
 }
 
-fn table(control: &Control, info: &Info) {
-    let status = control.status(info.minor).ok();
-    let row = |name: &str, value: String| println!("{name:>16}  {value}");
-    println!(
-        "datto{}  {}  {}",
+fn table(info: &Info, status: Option<&Status>) -> String {
+    let mut out = format!(
+        "datto{}  {}  {}\n",
         info.minor,
         text(&info.bdev),
-        state(info, status.as_ref())
+        state(info, status)
     );
+    let mut row = |name: &str, value: String| {
+        out.push_str(&format!("{name:>16}  {value}\n"));
+    };
     row("COW file", text(&info.cow));
     row(
         "sequence",
@@ -100,7 +97,7 @@ fn table(control: &Control, info: &Info) {
             human::bytes(info.nr_changed_blocks.saturating_mul(4096))
         ),
     );
-    let Some(s) = status else { return };
+    let Some(s) = status else { return out };
     if let Some(last) = (s.origin_bytes > 0).then_some(s.origin_bytes) {
         row("device size", human::bytes(last));
     }
@@ -142,6 +139,7 @@ fn table(control: &Control, info: &Info) {
             ),
         );
     }
+    out
 }
 
 fn full(control: &Control, info: &Info) -> Value {

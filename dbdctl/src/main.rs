@@ -4,6 +4,7 @@
 mod changed;
 mod cli;
 mod explain;
+mod facts;
 mod info;
 mod man;
 mod mounts;
@@ -15,6 +16,7 @@ use dattobd_client::control::Control;
 use explain::Asked;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,7 +57,7 @@ fn call(
     what: impl FnOnce(&Control) -> Result<(), Errno>,
 ) -> Result<()> {
     let control = open()?;
-    what(&control).map_err(|e| anyhow!(explain::call(&control, &asked, minor, e)))
+    what(&control).map_err(|e| anyhow!(explain::call(&control, asked, minor, e)))
 }
 
 fn run(command: Command) -> Result<()> {
@@ -72,6 +74,7 @@ fn run(command: Command) -> Result<()> {
                 Asked::Setup {
                     bdev: &bdev,
                     cow: &cow,
+                    size: fallocate,
                 },
                 minor,
                 |control| {
@@ -97,9 +100,14 @@ fn run(command: Command) -> Result<()> {
             minor,
         } => {
             let path = c_string(cow.as_os_str())?;
-            call(Asked::Snap { cow: &cow }, minor, |c| {
-                c.transition_snap(&path, fallocate.unwrap_or(0), minor)
-            })
+            call(
+                Asked::Snap {
+                    cow: &cow,
+                    size: fallocate,
+                },
+                minor,
+                |c| c.transition_snap(&path, fallocate.unwrap_or(0), minor),
+            )
         }
         Command::Reconfigure { cache_size, minor } => call(Asked::Reconfigure, minor, |c| {
             c.reconfigure(cache_size.unwrap_or(0), minor)
@@ -120,8 +128,8 @@ fn run(command: Command) -> Result<()> {
             let control = open()?;
             let minor = control
                 .free_minor()
-                .map_err(|e| anyhow!(explain::call(&control, &Asked::Free, 0, e)))?;
-            println!("{minor}");
+                .map_err(|e| anyhow!(explain::call(&control, Asked::Free, 0, e)))?;
+            writeln!(std::io::stdout(), "{minor}")?;
             Ok(())
         }
         Command::Changed { what, json } => list_changed(&what, json),
@@ -129,7 +137,7 @@ fn run(command: Command) -> Result<()> {
             // Into memory first: the generator panics when the reader of a pipe goes away.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dbdctl", &mut script);
-            std::io::Write::write_all(&mut std::io::stdout(), &script)?;
+            std::io::stdout().write_all(&script)?;
             Ok(())
         }
         Command::Man { folder } => man::write(&folder),
@@ -138,7 +146,11 @@ fn run(command: Command) -> Result<()> {
 
 fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
     let (bdev, cow) = (c_string(r.bdev.as_os_str())?, c_string(&r.cow)?);
-    call(Asked::Reload { bdev: &r.bdev }, r.minor, |c| {
+    let asked = Asked::Reload {
+        bdev: &r.bdev,
+        cow: Path::new(&r.cow),
+    };
+    call(asked, r.minor, |c| {
         c.reload(&bdev, &cow, r.cache_size.unwrap_or(0), r.minor, snapshot)
     })
 }
@@ -151,7 +163,7 @@ fn list_changed(what: &OsStr, json: bool) -> Result<()> {
             let control = open()?;
             match changed::of_device(&control, minor, json)? {
                 None => Ok(()),
-                Some(errno) => Err(anyhow!(explain::call(&control, &Asked::Ask, minor, errno))),
+                Some(errno) => Err(anyhow!(explain::call(&control, Asked::Ask, minor, errno))),
             }
         }
         _ => changed::of_file(Path::new(what), json),

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The command line on a machine without the driver: bad input, help, completions, man pages.
 
-use std::process::{Command, Output};
+use ioctl_abi::cow::{
+    Extension, Header, EXT_OFFSET, EXT_STATE_VOLATILE, FLAG_CLEAN, FLAG_INDEX_ONLY,
+};
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Output, Stdio};
 
 fn dbdctl(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dbdctl"))
@@ -105,4 +109,84 @@ fn completions_and_man_pages_come_out() {
     for page in ["dbdctl.8", "dbdctl-setup-snapshot.8", "update-img.8"] {
         assert!(dir.path().join(page).exists(), "{page}");
     }
+}
+
+/// A sealed COW file of 10 blocks with something behind its index that is none of a reader's business.
+fn cow_file(path: &std::path::Path, ours: bool) {
+    let mut bytes = vec![0u8; 4096 + 32768];
+    let header = Header {
+        flags: FLAG_CLEAN | FLAG_INDEX_ONLY,
+        seqid: 1,
+        version: 1,
+        ..Header::default()
+    };
+    bytes[..64].copy_from_slice(&header.encode());
+    for (block, entry) in [(1, 1u64), (2, 77), (9, 1)] {
+        bytes[4096 + block * 8..][..8].copy_from_slice(&entry.to_le_bytes());
+    }
+    if ours {
+        let extension = Extension {
+            state: EXT_STATE_VOLATILE,
+            nonce: 1,
+            origin_bytes: 10 * 4096,
+        };
+        bytes[EXT_OFFSET..][..32].copy_from_slice(&extension.encode());
+        bytes.extend([0xff; 8192]);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn changed_lists_a_handed_over_file_up_to_the_end_of_its_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cow");
+    for ours in [true, false] {
+        cow_file(&path, ours);
+        let o = dbdctl(&["changed", path.to_str().unwrap()]);
+        assert!(o.status.success(), "{}", stderr(&o));
+        assert_eq!(String::from_utf8_lossy(&o.stdout), "1 2\n9 1\n");
+        let o = dbdctl(&["changed", "--json", path.to_str().unwrap()]);
+        let v: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+        assert_eq!(v["blocks"], 3);
+        assert_eq!(v["extents"][0]["len"], 2);
+    }
+    // The index of ours must be whole.
+    cow_file(&path, true);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(4096 + 9 * 8).unwrap();
+    let o = dbdctl(&["changed", path.to_str().unwrap()]);
+    assert_eq!(o.status.code(), Some(255));
+    assert!(
+        stderr(&o).contains("ends after 9 of 10 blocks"),
+        "{}",
+        stderr(&o)
+    );
+    assert!(o.stdout.is_empty());
+    // And a size that cannot be is no reason to run for ever.
+    cow_file(&path, true);
+    file.write_all_at(&u64::MAX.to_le_bytes(), EXT_OFFSET as u64 + 24)
+        .unwrap();
+    let o = dbdctl(&["changed", path.to_str().unwrap()]);
+    assert_eq!(o.status.code(), Some(255));
+}
+
+#[test]
+fn changed_does_not_wait_for_a_pipe_and_does_not_panic_at_a_closed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = dbdctl(&["changed", dir.path().to_str().unwrap()]);
+    assert_eq!(o.status.code(), Some(255));
+    assert!(stderr(&o).contains("no regular file"), "{}", stderr(&o));
+    let path = dir.path().join("cow");
+    cow_file(&path, true);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dbdctl"))
+        .arg("changed")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let o = child.wait_with_output().unwrap();
+    assert!(!stderr(&o).contains("panicked"), "{}", stderr(&o));
 }
