@@ -97,6 +97,7 @@ class Vm:
         self.stall = stall
         self.work = tempfile.mkdtemp(prefix="vm-", dir="/cache")
         self.crashed = False
+        self.booted = False
         self.results = os.path.join(self.work, "results")
         os.mkdir(self.results)
 
@@ -177,6 +178,7 @@ class Vm:
                     chunk = out.read()
                     rest += chunk.replace("\r\n", "\n")
                     *lines, rest = rest.split("\n")
+                    self.booted = self.booted or bool(lines)
                     for line in lines:
                         m = re.fullmatch(r"dattobd-vm-exit (\d+)", line.strip("\r"))
                         if m:
@@ -303,12 +305,14 @@ def run_tests(options):
             first = todo[0]
             todo = [n for n in todo if n not in done]
             vm.clean(f"{logs}/{first}")
-            if todo and vm.crashed and crashes < 2:
-                # TCG with several threads asserts now and then while PCI is set up. That says
-                # nothing about the case: once more, and say so.
+            if todo and (vm.crashed or not vm.booted) and crashes < 2:
+                # TCG with several threads asserts now and then while PCI is set up, or trips over
+                # the kernel's code patching at boot. Nothing of ours was loaded by then, so that
+                # says nothing about the case: once more, and say so.
                 crashes += 1
                 with lock:
-                    say(f"note: QEMU itself crashed in {todo[0]}, starting it again: {status}")
+                    say(f"note: the VM for {todo[0]} never got as far as our first program, or QEMU "
+                        f"itself crashed; starting it again: {status}")
                 continue
             if todo:
                 # The VM died in the middle: the case that ran is the culprit, go on behind it.

@@ -6,12 +6,24 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use nix::libc;
 
 use crate::extents::BLOCK;
 use crate::rng::Rng;
 use crate::sys::{self, AlignedBuf};
+
+/// A read of the snapshot showed what it must not: told apart from a test that did not work.
+#[derive(Debug)]
+pub struct Changed(String);
+
+impl std::fmt::Display for Changed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SNAPSHOT CHANGED: {}", self.0)
+    }
+}
+
+impl std::error::Error for Changed {}
 
 /// Compares random parts of a device with a reference while others write.
 #[derive(clap::Args, Clone, Debug)]
@@ -75,14 +87,15 @@ pub fn readers(o: &Readers) -> Result<()> {
                     got[i as usize] != want[i as usize] && !skip.contains((at + i) / BLOCK)
                 });
                 if let Some(i) = bad {
-                    bail!(
-                        "SNAPSHOT CHANGED: byte {} (block {}) is {:#x} instead of {:#x}, in a read \
-                         of {len} bytes at {at}",
+                    return Err(Changed(format!(
+                        "byte {} (block {}) is {:#x} instead of {:#x}, in a read of {len} bytes \
+                         at {at}",
                         at + i,
                         (at + i) / BLOCK,
                         got[i as usize],
                         want[i as usize]
-                    );
+                    ))
+                    .into());
                 }
             }
             if o.until.as_ref().is_some_and(|p| p.exists()) {
@@ -163,7 +176,9 @@ pub fn race(o: &Race) -> Result<()> {
             reads.fetch_add(1, Ordering::Relaxed);
             if got[..] != want[..] {
                 over.store(true, Ordering::Relaxed);
-                bail!("SNAPSHOT CHANGED: block {block} read while it was first overwritten");
+                return Err(
+                    Changed(format!("block {block} read while it was first overwritten")).into(),
+                );
             }
         }
         Ok(())
