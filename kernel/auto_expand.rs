@@ -234,11 +234,18 @@ impl Device {
             Epoch {
                 changes: live.changes.clone(),
                 previous: None,
+                log: live.log.clone(),
+                previous_log: None,
                 snapshot: Some(snapshot.clone()),
                 guard: guard(&[file.extents()])?,
             },
             GFP_KERNEL,
         )?;
+        if let Some(log) = live.log.as_ref() {
+            // What goes wrong ends the record, which says so itself.
+            let bytes = file.size();
+            let _ = log.update_extents(file.extents(), |root| root.file_bytes = bytes);
+        }
         // The guard first: when copies go to the new blocks, a write there by others is noticed.
         drop(self.switch(tracker, epoch)?.wait());
         snapshot.add_space(&gained, &usable)?;

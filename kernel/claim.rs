@@ -30,6 +30,11 @@ impl Claims {
     pub(crate) const fn new() -> Self {
         Self { queue: BioList::new(), current: None, spare: None }
     }
+
+    /// Nothing is left to be claimed.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.current.is_none()
+    }
 }
 
 /// Why claiming stops.

@@ -12,12 +12,14 @@ use crate::proc::Info;
 use crate::sys::miscdev::MiscNode;
 use crate::sys::module::HibernationWatch;
 use crate::sys::procfs::ProcFile;
+use crate::sys::shutdown::ShutdownWatch;
 
 /// Exists while the module is loaded. Fields are dropped in this order: first nobody can call any
 /// more, then what was called goes.
 pub(crate) struct Control {
     _node: MiscNode<ControlCalls>,
     _info: ProcFile<Info>,
+    _shutdown: ShutdownWatch<Devices>,
     _devices: Arc<Devices>,
     _hibernation: HibernationWatch,
     outlet: Arc<Outlet>,
@@ -37,9 +39,12 @@ impl Control {
         let info = ProcFile::create(c"datto-info", 0o444, Info::new(devices.clone()))?;
         let node = MiscNode::register(c"datto-ctl", 0o600, ControlCalls::new(devices.clone()))?;
         outlet.set_source(node.event_source());
+        // SAFETY: As above.
+        let shutdown = unsafe { ShutdownWatch::new(devices.clone()) }?;
         Ok(Self {
             _node: node,
             _info: info,
+            _shutdown: shutdown,
             _devices: devices,
             _hibernation: hibernation,
             outlet,

@@ -6,10 +6,12 @@ use kernel::prelude::*;
 use kernel::str::{BStr, CString};
 use kernel::sync::Arc;
 
-use crate::abi::cow::{self, Geometry, BLOCK_SIZE, HEADER_BYTES};
+use crate::abi::cow::{self, Geometry, PrivateLayout, BLOCK_SIZE, HEADER_BYTES};
 use crate::cow_file::{CowFile, OriginPlace};
 use crate::events::UnmountHandler;
-use crate::logic::extents::{validate, FileExtent};
+use crate::logic::extents::{locate, validate, FileExtent};
+use crate::logic::private_format::EXTENTS_PER_BLOCK;
+use crate::region_log::own_extents;
 use crate::origin::Origin;
 use crate::sys::fsnotify::InodeWatch;
 use crate::sys::superblock::ActiveSuper;
@@ -173,6 +175,24 @@ fn check_filesystem(
     Ok(())
 }
 
+/// The extension with the places of the roots, if there is room for all that a reload needs.
+fn with_roots(ext: &cow::Extension, file: &[FileExtent], layout: &PrivateLayout) -> cow::Extension {
+    let root = |n: u64| locate(file, layout.roots.saturating_add(n)).map(|(block, _)| block);
+    let room = (layout.list_blocks as usize).saturating_mul(EXTENTS_PER_BLOCK);
+    match (root(0), root(1), own_extents(file, layout)) {
+        (Some(a), Some(b), Ok(_)) if file.len() <= room => cow::Extension {
+            state: cow::EXT_STATE_ROOTED,
+            roots: [a, b],
+            ..*ext
+        },
+        _ => cow::Extension {
+            state: cow::EXT_STATE_VOLATILE,
+            roots: [0, 0],
+            ..*ext
+        },
+    }
+}
+
 /// The new file is one that raw I/O can be done to.
 fn check_file(path: &CStr, file: &OpenFile) -> Result {
     let traits = file.traits();
@@ -278,14 +298,25 @@ impl CowFile {
             }
             other => other?,
         }
-        file.write_at(&header_block(header, ext), 0)?;
+        file.sync()?;
+        // The header says where the private roots lie; it is written before the file is protected,
+        // and never again before the file is handed over.
+        let geometry = Geometry {
+            origin_bytes: ext.origin_bytes,
+        };
+        let ext = with_roots(ext, &load_extents(place, path, file)?, &geometry.private());
+        file.write_at(&header_block(header, &ext), 0)?;
         file.sync()?;
         // From here on the extents can no longer change; then they are read.
         file.protect()?;
         let extents = load_extents(place, path, file)?;
+        if with_roots(&ext, &extents, &geometry.private()) != ext {
+            return Err(unsupported(path, "its filesystem moves files that are in use"));
+        }
         // Raw I/O begins: the page cache must not know the blocks.
         file.drop_cache()?;
         let path_in_fs = file.path_in_fs()?;
+        let id = file.id();
         let watch = InodeWatch::new(file, handler)?;
         // Closes the file.
         new.0 = None;
@@ -293,12 +324,11 @@ impl CowFile {
         Ok(Self {
             extents,
             bytes,
-            data_offset: Geometry {
-                origin_bytes: ext.origin_bytes,
-            }
-            .data_offset(),
+            data_offset: geometry.data_offset(),
             path_in_fs,
             place,
+            id,
+            ext,
             watch: Some(watch),
         })
     }

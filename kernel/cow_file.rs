@@ -23,11 +23,11 @@ use crate::sys::errno::ESTALE;
 use kernel::prelude::*;
 use kernel::str::{BStr, CString};
 
-use crate::abi::cow::BLOCK_SIZE;
+use crate::abi::cow::{self, BLOCK_SIZE};
 use crate::freeze::Frozen;
 use crate::logic::extents::FileExtent;
 use crate::sys::fsnotify::InodeWatch;
-use crate::sys::vfs::LiveInode;
+use crate::sys::vfs::{FileId, LiveInode};
 
 /// A COW file in use: created, preallocated, mapped, protected.
 ///
@@ -41,7 +41,10 @@ pub(crate) struct CowFile {
     pub(crate) path_in_fs: CString,
     /// The origin: its device number and size, which all extents must agree with.
     pub(crate) place: OriginPlace,
-    /// `None` only when the file has been let go of.
+    pub(crate) id: FileId,
+    /// As the header has it.
+    pub(crate) ext: cow::Extension,
+    /// `None` while the filesystem is not mounted, and when the file has been let go of.
     pub(crate) watch: Option<InodeWatch>,
 }
 
@@ -143,6 +146,11 @@ impl CowFile {
 
     /// Lets go of the file, which stays where it is. For a filesystem that is gone.
     pub(crate) fn forget(self) {}
+
+    /// The filesystem is gone: only where the file lies is still known.
+    pub(crate) fn unmounted(&mut self) {
+        self.watch = None;
+    }
 }
 
 impl Drop for CowFile {

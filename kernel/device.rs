@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! One tracked device: its parts, its status, and what the engine and the filesystem tell it.
 //!
-//! The operations are in `device_setup.rs`, `device_transition.rs`, `device_destroy.rs` and
-//! `auto_expand.rs`; the lock order is at the top of `devices.rs`.
+//! The operations are in `device_setup.rs`, `device_reload.rs`, `device_transition.rs`,
+//! `device_destroy.rs` and `auto_expand.rs`; unmounts and mounts in `device_mount.rs`; the lock order is at the top of `devices.rs`.
 //!
 //! # References in a circle
 //!
@@ -14,7 +14,10 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
-use kernel::workqueue::{impl_has_work, new_work, RawWorkItem, Work, WorkItem};
+use kernel::workqueue::{
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_work, DelayedWork, RawWorkItem, Work,
+    WorkItem,
+};
 
 use crate::abi::cow::Geometry;
 use crate::abi::ioctl::Extent;
@@ -25,6 +28,7 @@ use crate::logic::change_map::ChangeMap;
 use crate::logic::state::Call;
 use crate::origin::Origin;
 use crate::params;
+use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::snapshot_disk::SnapshotDisk;
 use crate::tracker::Tracker;
@@ -32,24 +36,30 @@ use crate::tracker::Tracker;
 /// What a device consists of while it is tracked. Guarded by `Device::op`.
 pub(crate) struct Live {
     pub(crate) origin: Arc<Origin>,
-    /// `None` once the filesystem is gone.
+    /// `None` when a reload has failed: nothing is tracked.
     pub(crate) tracker: Option<Arc<Tracker>>,
     pub(crate) changes: Arc<ChangeMap>,
     pub(crate) geometry: Geometry,
-    /// `None` once the filesystem is gone.
+    /// As `tracker`.
     pub(crate) file: Option<CowFile>,
+    /// Where changes are recorded for the case of a crash, if they are.
+    pub(crate) log: Option<Arc<Log>>,
     /// Path of the COW file within its filesystem.
     pub(crate) cow_path: Arc<CString>,
     /// Where the COW file lies, in order of origin blocks.
     pub(crate) cow_extents: Arc<KVVec<Extent>>,
     /// In snapshot mode, also when it has failed.
     pub(crate) snapshot: Option<Arc<Snapshot>>,
+    /// Snapshot mode, also when a reload has found no snapshot.
+    pub(crate) snapshot_mode: bool,
     /// The node; only in snapshot mode.
     pub(crate) disk: Option<SnapshotDisk>,
     pub(crate) seqid: u64,
     pub(crate) uuid: [u8; 16],
     pub(crate) falloc_size: u64,
     pub(crate) freeze_ns: u64,
+    /// Blocks that crashes have added to the changes since the snapshot was taken.
+    pub(crate) crash_blocks: u64,
     /// Blocks that were free at the snapshot point, for growing by itself.
     pub(crate) free_at_point: Option<KVVec<Extent>>,
 }
@@ -76,16 +86,26 @@ pub(crate) struct Device {
     release_work: Work<Device, RELEASE>,
     #[pin]
     grow_work: Work<Device, GROW>,
+    #[pin]
+    mount_work: Work<Device, MOUNT>,
+    #[pin]
+    pub(crate) poll_work: DelayedWork<Device, POLL>,
 }
 
-const REPORT: u64 = 0;
-const RELEASE: u64 = 1;
+pub(crate) const REPORT: u64 = 0;
+pub(crate) const RELEASE: u64 = 1;
 const GROW: u64 = 2;
+pub(crate) const MOUNT: u64 = 3;
+pub(crate) const POLL: u64 = 4;
 
 impl_has_work! {
     impl HasWork<Device, 0> for Device { self.report_work }
     impl HasWork<Device, 1> for Device { self.release_work }
     impl HasWork<Device, 2> for Device { self.grow_work }
+    impl HasWork<Device, 3> for Device { self.mount_work }
+}
+impl_has_delayed_work! {
+    impl HasDelayedWork<Device, 4> for Device { self.poll_work }
 }
 
 impl Device {
@@ -104,6 +124,8 @@ impl Device {
                 report_work <- new_work!("dattobd_report"),
                 release_work <- new_work!("dattobd_release"),
                 grow_work <- new_work!("dattobd_grow"),
+                mount_work <- new_work!("dattobd_mount"),
+                poll_work <- new_delayed_work!("dattobd_poll"),
             }),
             GFP_KERNEL,
         )
@@ -135,7 +157,7 @@ impl Device {
         self.chain.load(Ordering::Acquire)
     }
 
-    /// The filesystem has gone away under us.
+    /// The filesystem is not mounted, as far as we know.
     pub(crate) fn unmounted(&self) -> bool {
         self.view.lock().unmounted
     }
@@ -144,7 +166,7 @@ impl Device {
         self.view.lock().auto_expand
     }
 
-    /// From now on an unmount stops `tracker`.
+    /// From now on an unmount makes `tracker` look for the next mount.
     pub(crate) fn start_tracking(&self, tracker: &Arc<Tracker>) {
         let old = core::mem::replace(&mut self.view.lock().tracker, Some(tracker.clone()));
         drop(old);
@@ -154,7 +176,7 @@ impl Device {
     pub(crate) fn forget_tracking(&self) {
         let mut view = self.view.lock();
         view.origin = None;
-        let old = (view.tracker.take(), view.running.take());
+        let old = (view.tracker.take(), view.running.take(), view.log.take());
         drop(view);
         // Outside the spinlock: these may be the last references, and sleep when they go.
         drop(old);
@@ -181,7 +203,7 @@ impl Device {
     }
 
     /// Queues a work item; one that is queued already stays queued once.
-    fn queue<const ID: u64>(this: &Arc<Self>)
+    pub(crate) fn queue<const ID: u64>(this: &Arc<Self>)
     where
         Arc<Self>: RawWorkItem<ID>,
     {
@@ -189,7 +211,7 @@ impl Device {
     }
 
     /// Notes that the change map is no longer to be trusted; false when that was known. Any context.
-    fn break_chain(&self, errno: i32) -> bool {
+    pub(crate) fn break_chain(&self, errno: i32) -> bool {
         let first = self
             .chain
             .compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire)
@@ -213,7 +235,7 @@ impl Device {
     }
 
     /// Makes a failure known, in a work item.
-    fn report(&self) {
+    pub(crate) fn report(&self) {
         let failure = self.failure.swap(0, Ordering::AcqRel);
         let (errno, what) = match self.chain_error() {
             0 => (failure, Failure::Snapshot),
@@ -223,28 +245,6 @@ impl Device {
             self.outlet
                 .report_failure(self.minor, &self.bdev_path, errno, what);
         }
-    }
-
-    /// Lets go of the filesystem and the block device after an unmount, in a work item: not in the
-    /// callback, which an operation on this device may be waiting for.
-    fn let_go(&self) {
-        let mut op = self.op.lock();
-        let Some(live) = (*op).as_mut() else { return };
-        if !self.unmounted() {
-            return;
-        }
-        if let Some(file) = live.file.take() {
-            file.forget();
-        }
-        if let Some(snapshot) = live.snapshot.as_ref() {
-            Snapshot::shutdown(snapshot);
-            snapshot.readers.wait_empty();
-        }
-        self.forget_tracking();
-        if let Some(tracker) = live.tracker.take() {
-            tracker.stop();
-        }
-        live.origin.close();
     }
 }
 
@@ -262,6 +262,9 @@ impl Live {
             freeze_ns: self.freeze_ns,
             changes: self.changes.clone(),
             snapshot: self.snapshot.clone(),
+            snapshot_mode: self.snapshot_mode,
+            log: self.log.clone(),
+            crash_blocks: self.crash_blocks,
         }
     }
 
@@ -297,7 +300,23 @@ impl WorkItem<RELEASE> for Device {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.let_go();
+        Self::let_go(&this);
+    }
+}
+
+impl WorkItem<MOUNT> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::look_soon(&this);
+    }
+}
+
+impl WorkItem<POLL> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::poll_for_mount(&this);
     }
 }
 
@@ -327,33 +346,14 @@ impl SnapshotEvents for Watch {
     fn space_low(&self) {
         Device::queue::<GROW>(&self.0);
     }
+
+    fn used_while_unmounted(&self) {
+        Device::queue::<MOUNT>(&self.0);
+    }
 }
 
 impl UnmountHandler for Watch {
     fn unmounted(&self) {
-        let device = &self.0;
-        let mut view = device.view.lock();
-        if view.unmounted {
-            return;
-        }
-        // From here on no operation publishes an epoch any more (`Device::switch`).
-        view.unmounted = true;
-        let tracker = view.tracker.clone();
-        let running = view.running.clone();
-        drop(view);
-
-        device.break_chain(ENODEV.to_errno());
-        if let Some(snapshot) = running.as_ref() {
-            Snapshot::fail(snapshot.as_arc_borrow(), ENODEV);
-        }
-        if let Some(tracker) = tracker.as_ref() {
-            tracker.end();
-        }
-        if let Some(snapshot) = running.as_ref() {
-            // Our own writes are over when this returns: the blocks are the filesystem's again.
-            Snapshot::shutdown(snapshot);
-        }
-        Device::queue::<REPORT>(device);
-        Device::queue::<RELEASE>(device);
+        Device::filesystem_gone(&self.0);
     }
 }

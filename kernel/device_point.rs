@@ -19,9 +19,11 @@ use crate::freeze::Frozen;
 use crate::logic::change_map::ChangeMap;
 use crate::logic::errno;
 use crate::logic::extents::{sort_by_origin, FileExtent};
+use crate::logic::private_format::{Identity, Root, RootState, Sibling, ROOT_PIECES};
 use crate::logic::sizes::{self, FileSizes, MAX_FILE_BYTES};
 use crate::origin::Origin;
 use crate::params;
+use crate::region_log::{own_extents, Log, LogSetup};
 use crate::snapshot::Snapshot;
 use crate::sys::rcu_cell::Retired;
 use crate::sys::task::random_u64;
@@ -43,6 +45,10 @@ impl NewFile {
 
     pub(crate) fn extents(&self) -> &[FileExtent] {
         self.0.as_ref().map_or(&[], CowFile::extents)
+    }
+
+    pub(crate) fn file(&self) -> Option<&CowFile> {
+        self.0.as_ref()
     }
 }
 
@@ -81,12 +87,41 @@ pub(crate) struct Wanted<'a> {
 /// The change map and the COW file of the increment that a point ends.
 pub(crate) struct Predecessor<'a> {
     pub(crate) changes: &'a Arc<ChangeMap>,
-    /// Header and index: what is ours until the file is handed over.
+    /// All of its file: what is ours until it is handed over.
     pub(crate) private: &'a [FileExtent],
+    pub(crate) log: Option<&'a Arc<Log>>,
+    /// Its file, as the new one's root names it.
+    pub(crate) sibling: Sibling,
+}
+
+/// The log of a new file. It ends, and what it wrote is made unbelievable, unless the snapshot
+/// succeeds.
+pub(crate) struct NewLog(Option<Arc<Log>>);
+
+impl NewLog {
+    pub(crate) fn log(&self) -> Option<&Arc<Log>> {
+        self.0.as_ref()
+    }
+
+    /// The log is there to stay.
+    pub(crate) fn keep(mut self) -> Option<Arc<Log>> {
+        self.0.take()
+    }
+}
+
+impl Drop for NewLog {
+    fn drop(&mut self) {
+        if let Some(log) = self.0.take() {
+            Log::abandon(&log);
+            Log::finish(&log);
+        }
+    }
 }
 
 /// A snapshot that only needs its point.
 pub(crate) struct Prepared {
+    // Dropped in this order: nothing is written to the file when it goes.
+    pub(crate) log: NewLog,
     pub(crate) file: NewFile,
     pub(crate) cow_path: Arc<CString>,
     pub(crate) sizes: FileSizes,
@@ -94,6 +129,8 @@ pub(crate) struct Prepared {
     pub(crate) changes: Arc<ChangeMap>,
     /// Where the COW file lies, in order of origin blocks.
     pub(crate) cow_extents: Arc<KVVec<Extent>>,
+    /// The rules from when the new file counts, and the one before does no more.
+    pub(crate) committed: Option<KBox<Epoch>>,
 }
 
 /// The epochs of a point.
@@ -114,9 +151,9 @@ fn file_sizes(geometry: Geometry, fallocated_mib: u64) -> FileSizes {
     })
 }
 
-/// Those extents of `all`, in order of file blocks, that hold header and index.
+/// Those extents of `all`, in order of file blocks, that hold header, index and private blocks.
 pub(crate) fn private_extents(all: &[FileExtent], geometry: Geometry) -> Result<KVVec<FileExtent>> {
-    let end = geometry.first_data_position();
+    let end = geometry.private().end;
     let mut out = KVVec::new();
     for e in all {
         let len = end.saturating_sub(e.file_block).min(e.len);
@@ -128,19 +165,19 @@ pub(crate) fn private_extents(all: &[FileExtent], geometry: Geometry) -> Result<
 }
 
 /// Extents in order of origin blocks, as the guard of an epoch.
-pub(crate) fn guard(lists: &[&[FileExtent]]) -> Result<KVVec<FileExtent>> {
+pub(crate) fn guard(lists: &[&[FileExtent]]) -> Result<Arc<KVVec<FileExtent>>> {
     let mut out = KVVec::new();
     for list in lists {
         out.extend_from_slice(list, GFP_KERNEL)?;
     }
     sort_by_origin(&mut out);
-    Ok(out)
+    Ok(Arc::new(out, GFP_KERNEL)?)
 }
 
 /// The same for the EXTENTS call.
 pub(crate) fn origin_extents(list: &[FileExtent]) -> Result<KVVec<Extent>> {
     let mut out = KVVec::with_capacity(list.len(), GFP_KERNEL)?;
-    for e in &guard(&[list])? {
+    for e in guard(&[list])?.iter() {
         let extent = Extent {
             start: e.origin_block,
             len: e.len,
@@ -162,7 +199,7 @@ impl Device {
     /// nothing is left behind on failure.
     pub(crate) fn prepare(
         this: &Arc<Self>,
-        origin: &Origin,
+        origin: &Arc<Origin>,
         tracker: &Tracker,
         wanted: &Wanted<'_>,
         predecessor: Option<&Predecessor<'_>>,
@@ -182,8 +219,10 @@ impl Device {
         };
         let extension = cow::Extension {
             state: cow::EXT_STATE_VOLATILE,
-            nonce: random_u64(),
+            // 0 stands for "none".
+            nonce: random_u64() | 1,
             origin_bytes: geometry.origin_bytes,
+            roots: [0, 0],
         };
         this.step("creating the COW file");
         let watch: Arc<dyn UnmountHandler> = Arc::new(Watch(this.clone()), GFP_KERNEL)?;
@@ -201,25 +240,30 @@ impl Device {
         this.step("preparing the snapshot");
         let snapshot = tracker.new_snapshot(
             file.extents(),
-            geometry.first_data_position(),
+            geometry.private().end,
             params::copy_memory_max(),
+            None,
         )?;
         let changes = Arc::new(ChangeMap::new(origin.blocks())?, GFP_KERNEL)?;
-        let epoch = |previous: Option<&Predecessor<'_>>| -> Result<KBox<Epoch>> {
+        let log = NewLog(this.new_log(origin, tracker, &file, &changes, wanted, &sizes, predecessor)?);
+        let epoch = |previous: Option<&Predecessor<'_>>, both: bool| -> Result<KBox<Epoch>> {
+            let old = predecessor.filter(|_| both);
             Ok(KBox::new(
                 Epoch {
                     changes: changes.clone(),
                     previous: previous.map(|p| p.changes.clone()),
+                    log: log.log().cloned(),
+                    previous_log: old.and_then(|p| p.log.cloned()),
                     snapshot: Some(snapshot.clone()),
-                    guard: guard(&[file.extents(), previous.map_or(&[], |p| p.private)])?,
+                    guard: guard(&[file.extents(), old.map_or(&[], |p| p.private)])?,
                 },
                 GFP_KERNEL,
             )?)
         };
-        let first = epoch(predecessor)?;
-        let settled = match predecessor {
-            Some(_) => Some(epoch(None)?),
-            None => None,
+        let first = epoch(predecessor, true)?;
+        let (settled, committed) = match predecessor {
+            Some(_) => (Some(epoch(None, true)?), Some(epoch(None, false)?)),
+            None => (None, None),
         };
         if let Some(p) = predecessor {
             // What becomes private before the point is shown as zeros from then on, and what the
@@ -229,14 +273,83 @@ impl Device {
         }
         let cow_extents = Arc::new(origin_extents(file.extents())?, GFP_KERNEL)?;
         let prepared = Prepared {
+            log,
             file,
             cow_path,
             sizes,
             snapshot,
             changes,
             cow_extents,
+            committed,
         };
         Ok((prepared, Point { first, settled }))
+    }
+
+    /// The log of a new file, written. `None`: its extents are too many; a crash costs the chain then.
+    #[allow(clippy::too_many_arguments, reason = "all parts of one file")]
+    fn new_log(
+        &self,
+        origin: &Arc<Origin>,
+        tracker: &Tracker,
+        file: &NewFile,
+        changes: &Arc<ChangeMap>,
+        wanted: &Wanted<'_>,
+        sizes: &FileSizes,
+        predecessor: Option<&Predecessor<'_>>,
+    ) -> Result<Option<Arc<Log>>> {
+        let file = file.file().ok_or(EINVAL)?;
+        if file.ext.state != cow::EXT_STATE_ROOTED {
+            pr_warn!(
+                "datto{}: the COW file lies in too many pieces ({}) to be found again after a crash: the \
+                 next backup after one must be a full one\n",
+                self.minor(),
+                file.extents().len()
+            );
+            return Ok(None);
+        }
+        let layout = Geometry {
+            origin_bytes: origin.bytes(),
+        }
+        .private();
+        let mut words = KVVec::new();
+        words.resize(layout.groups as usize, 0, GFP_KERNEL)?;
+        let root = Root {
+            state: match predecessor {
+                Some(_) => RootState::Prepared,
+                None => RootState::Live,
+            },
+            snapshot: true,
+            mounted: true,
+            origin_bytes: origin.bytes(),
+            seqid: wanted.seqid,
+            uuid: wanted.uuid,
+            file_bytes: file.size(),
+            falloc_size: sizes.reported_bytes,
+            ino: file.id.ino,
+            igen: file.id.generation,
+            list: 0,
+            extents: 0,
+            list_generation: 0,
+            crash_blocks: 0,
+            predecessor: predecessor.map_or(Sibling::default(), |p| p.sibling),
+            successor: Sibling::default(),
+            identity: Identity::default(),
+            map_words: 0,
+            map_pieces: [(0, 0); ROOT_PIECES],
+            own: own_extents(file.extents(), &layout)?,
+        };
+        let log = Log::new(LogSetup {
+            origin,
+            tracker,
+            changes,
+            nonce: file.ext.nonce,
+            roots: file.ext.roots,
+            root: KBox::new(root, GFP_KERNEL)?,
+            generation: 0,
+            words,
+        })?;
+        log.write_new(file.extents())?;
+        Ok(Some(log))
     }
 
     /// Takes the point that `file` was made for: freeze, switch, thaw, and wait until all writes from
@@ -283,17 +396,17 @@ impl Device {
     ///
     /// ENODEV: the tracking has ended.
     pub(crate) fn switch(&self, tracker: &Tracker, epoch: KBox<Epoch>) -> Result<Retired<Epoch>> {
-        let running = epoch.snapshot.clone();
+        let (running, log) = (epoch.snapshot.clone(), epoch.log.clone());
         // Under the lock: either the unmount callback sees the new snapshot, or we see its mark.
         let mut view = self.view.lock();
-        if view.unmounted {
-            drop(view);
-            return Err(ENODEV);
+        if let Some(snapshot) = &running {
+            snapshot.set_mounted(!view.unmounted);
         }
         let old = core::mem::replace(&mut view.running, running);
+        let old_log = core::mem::replace(&mut view.log, log);
         let switched = tracker.switch(epoch);
         drop(view);
-        drop(old);
+        drop((old, old_log));
         switched.map_err(|_epoch| ENODEV)
     }
 }

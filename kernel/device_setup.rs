@@ -129,9 +129,13 @@ impl Device {
             cow_extents: prepared.cow_extents,
             snapshot: Some(prepared.snapshot),
             disk: Some(disk),
+            log: prepared.log.keep(),
             file: prepared.file.keep(),
+            snapshot_mode: true,
+            crash_blocks: 0,
             free_at_point: None,
         };
+        this.record_identity(&live);
         this.show(&live);
         Ok(live)
     }

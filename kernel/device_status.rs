@@ -12,6 +12,7 @@ use crate::logic::change_map::ChangeMap;
 use crate::logic::errno::Errno;
 use crate::logic::state::State;
 use crate::origin::Origin;
+use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::tracker::Tracker;
 
@@ -66,18 +67,26 @@ pub(crate) struct Shown {
     pub(crate) changes: Arc<ChangeMap>,
     /// In snapshot mode, running or failed.
     pub(crate) snapshot: Option<Arc<Snapshot>>,
+    pub(crate) snapshot_mode: bool,
+    pub(crate) log: Option<Arc<Log>>,
+    /// Blocks that crashes have added to the changes.
+    pub(crate) crash_blocks: u64,
 }
 
 /// The fields behind `Device::view`.
 pub(crate) struct View {
     /// What is tracked, while it is.
     pub(crate) origin: Option<OriginId>,
-    /// The filesystem was unmounted: the tracking has ended. Never cleared.
+    /// The filesystem is not mounted, as far as we know.
     pub(crate) unmounted: bool,
-    /// What an unmount has to stop: set while the device is tracked.
+    /// Reloaded, and its COW file not seen yet.
+    pub(crate) unverified: bool,
+    /// Looks for a mount while the device is unmounted.
     pub(crate) tracker: Option<Arc<Tracker>>,
-    /// What an unmount has to fail: the snapshot of the published epoch.
+    /// The snapshot of the published epoch.
     pub(crate) running: Option<Arc<Snapshot>>,
+    /// The log of the published epoch.
+    pub(crate) log: Option<Arc<Log>>,
     pub(crate) cache_size: u64,
     pub(crate) auto_expand: Option<AutoExpand>,
     /// `None` until the device is set up and after it was destroyed.
@@ -98,6 +107,8 @@ pub(crate) struct DeviceStatus {
     pub(crate) auto_expand: Option<AutoExpand>,
     pub(crate) cow_path: Arc<CString>,
     pub(crate) bdev_path: Arc<CString>,
+    /// Its COW file has not been seen since a reload.
+    pub(crate) unverified: bool,
 }
 
 impl View {
@@ -105,8 +116,10 @@ impl View {
         Self {
             origin: None,
             unmounted: false,
+            unverified: false,
             tracker: None,
             running: None,
+            log: None,
             cache_size: 0,
             auto_expand: None,
             shown: None,
@@ -120,18 +133,17 @@ impl View {
     fn state(&self, chain: i32) -> Option<(State, &Shown)> {
         let shown = self.shown.as_ref()?;
         let mut state = State::new_snapshot();
-        match shown.snapshot.as_ref() {
-            None => state.became_incremental(),
-            Some(snapshot) => {
-                if let Some(errno) = snapshot.error() {
-                    state.fail_snapshot(errno_of(errno));
-                }
-            }
+        if !shown.snapshot_mode {
+            state.became_incremental();
+        }
+        if let Some(errno) = shown.snapshot.as_ref().and_then(|s| s.error()) {
+            state.fail_snapshot(errno_of(errno));
         }
         if chain != 0 {
             state.break_chain(errno_of(chain));
         }
         state.mounted = !self.unmounted;
+        state.unverified = self.unverified;
         Some((state, shown))
     }
 }
@@ -167,6 +179,7 @@ impl Device {
             auto_expand: view.auto_expand,
             cow_path: shown.cow_path.clone(),
             bdev_path: self.bdev_path().clone(),
+            unverified: view.unverified,
         })
     }
 
@@ -186,6 +199,13 @@ impl Device {
         };
         if !state.chain_intact {
             out.flags |= abi::STATUS_CHAIN_BROKEN;
+        }
+        if shown.log.as_ref().is_none_or(|log| log.is_stopped()) {
+            out.flags |= abi::STATUS_NOT_RECORDED;
+        }
+        out.crash_blocks = shown.crash_blocks;
+        if let Some(log) = shown.log.as_ref() {
+            out.map_memory = out.map_memory.saturating_add(log.memory_bytes());
         }
         if let Some(auto) = view.auto_expand {
             out.auto_expand_step = auto.step_mib;

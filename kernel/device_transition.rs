@@ -9,21 +9,34 @@ use kernel::sync::Arc;
 
 use crate::abi::cow;
 use crate::device::{Device, Live};
-use crate::device_point::{guard, origin_extents, private_extents, Predecessor, Wanted};
+use crate::cow_file::CowFile;
+use crate::device_point::{
+    guard, origin_extents, private_extents, Predecessor, Prepared, Wanted,
+};
 use crate::device_setup::cache_size_or_default;
 use crate::epoch::Epoch;
 use crate::logic::change_map::ChangeMap;
 use crate::logic::extents::{locate, FileExtent};
+use crate::logic::private_format::{RootState, Sibling};
 use crate::logic::state::Call;
+use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::snapshot_disk::SnapshotDisk;
+use crate::tracker::Tracker;
+use core::sync::atomic::Ordering;
 
 /// The rules for writes in incremental mode.
-fn incremental_epoch(changes: &Arc<ChangeMap>, private: &[FileExtent]) -> Result<KBox<Epoch>> {
+pub(crate) fn incremental_epoch(
+    changes: &Arc<ChangeMap>,
+    log: Option<&Arc<Log>>,
+    private: &[FileExtent],
+) -> Result<KBox<Epoch>> {
     Ok(KBox::new(
         Epoch {
             changes: changes.clone(),
             previous: None,
+            log: log.cloned(),
+            previous_log: None,
             snapshot: None,
             guard: guard(&[private])?,
         },
@@ -45,7 +58,61 @@ fn mark_taken(changes: &ChangeMap, snapshot: &Snapshot, file: &[FileExtent]) {
     }
 }
 
+/// A file, as another file's root names it.
+fn sibling_of(file: &CowFile) -> Sibling {
+    Sibling {
+        nonce: file.ext.nonce,
+        roots: file.ext.roots,
+        ino: file.id.ino,
+        igen: file.id.generation,
+    }
+}
+
+/// Notes in the running record which file is about to take over, and keeps its marks until that has
+/// happened: from the switch on its change map is not complete any more. What goes wrong ends the
+/// record, which says so itself.
+fn announce_successor(log: Option<&Arc<Log>>, prepared: &Prepared) {
+    let (Some(log), Some(file)) = (log, prepared.file.file()) else { return };
+    log.checkpoints.store(false, Ordering::Release);
+    let successor = sibling_of(file);
+    let _ = log.update_root(|root| root.successor = successor);
+}
+
+/// The file that was to take over has gone.
+fn withdraw_successor(log: Option<&Arc<Log>>) {
+    let Some(log) = log else { return };
+    let _ = log.update_root(|root| root.successor = Sibling::default());
+    log.checkpoints.store(true, Ordering::Release);
+}
+
 impl Device {
+    /// Makes the new file the one that counts on disk. Until its root says so, a crash goes back to the
+    /// old file, whose marks cover everything; from then on forward to the new one, which completes the
+    /// old one's hand-over. What goes wrong ends a record, which says so itself; the snapshot is good.
+    fn commit(&self, old: Option<&Arc<Log>>, tracker: &Tracker, prepared: &mut Prepared) {
+        self.step("committing");
+        let written = old.map_or(Ok(()), |old| old.write_final());
+        if let Some(new) = prepared.log.log() {
+            let complete = written.is_ok();
+            let _ = new.update_root(|root| {
+                root.state = RootState::Live;
+                if !complete {
+                    root.predecessor = Sibling::default();
+                }
+            });
+        }
+        if let Some(epoch) = prepared.committed.take() {
+            match self.switch(tracker, epoch) {
+                Ok(old) => drop(old.wait()),
+                Err(e) => self.step_error("committing", e),
+            }
+        }
+        if let Some(old) = old {
+            let _ = old.update_root(|root| root.state = RootState::Closed);
+            Log::stop(old);
+        }
+    }
+
     /// TRANSITION_INC.
     pub(crate) fn transition_to_incremental(&self) -> Result {
         self.end_snapshot(Call::TransitionInc)
@@ -74,7 +141,8 @@ impl Device {
         let tracker = live.tracker.as_ref().ok_or(EINVAL)?;
         let private = private_extents(file.extents(), live.geometry)?;
         let cow_extents = Arc::new(origin_extents(&private)?, GFP_KERNEL)?;
-        let old = self.switch(tracker, incremental_epoch(&live.changes, &private)?)?;
+        let epoch = incremental_epoch(&live.changes, live.log.as_ref(), &private)?;
+        let old = self.switch(tracker, epoch)?;
         // The point of no return.
         self.step("ending the snapshot");
         drop(old.wait());
@@ -84,9 +152,20 @@ impl Device {
             tracker.forget_snapshot();
             mark_taken(&live.changes, &snapshot, file.extents());
         }
+        live.snapshot_mode = false;
         live.free_at_point = None;
+        let bytes = live.geometry.incremental_bytes();
+        if let Some(log) = live.log.as_ref() {
+            // Before the blocks go: a file that is longer than its list is still the same file. What
+            // goes wrong ends the record, which says so itself.
+            let _ = log.update_extents(&private, |root| {
+                root.snapshot = false;
+                root.map_words = 0;
+                root.file_bytes = bytes;
+            });
+        }
         self.step("truncating the COW file");
-        match file.truncate(live.geometry.data_offset()) {
+        match file.truncate(bytes) {
             Ok(()) => live.cow_extents = cow_extents,
             // Unmounted just now: the device is being reported as ended.
             Err(e) if e == ESTALE => {}
@@ -133,7 +212,7 @@ impl Device {
             return Err(EINVAL);
         }
         let private = private_extents(file.extents(), live.geometry)?;
-        let retreat = incremental_epoch(&live.changes, &private)?;
+        let retreat = incremental_epoch(&live.changes, live.log.as_ref(), &private)?;
         let wanted = Wanted {
             cow,
             fallocated_mib,
@@ -143,21 +222,29 @@ impl Device {
         let predecessor = Predecessor {
             changes: &live.changes,
             private: &private,
+            log: live.log.as_ref(),
+            sibling: live.log.as_ref().map_or(Sibling::default(), |_| sibling_of(file)),
         };
-        let (prepared, point) =
+        let (mut prepared, point) =
             Self::prepare(this, &live.origin, tracker, &wanted, Some(&predecessor))?;
         let snapshot = prepared.snapshot.clone();
+        announce_successor(live.log.as_ref(), &prepared);
         live.freeze_ns = match this.take_point(&prepared.file, tracker, point) {
             Ok(held) => held,
             Err(e) => {
                 this.retreat(tracker, &snapshot, retreat);
                 // Copies may have reached the new file's blocks, which go back to the filesystem.
                 mark_taken(&live.changes, &snapshot, prepared.file.extents());
+                // Nothing more is written there; then the old record stands alone again.
+                drop(prepared);
+                withdraw_successor(live.log.as_ref());
                 return Err(e);
             }
         };
+        this.commit(live.log.as_ref(), tracker, &mut prepared);
 
         // The point of no return: the increment is complete, the next one has begun.
+        let old_log = core::mem::replace(&mut live.log, prepared.log.keep());
         let old_changes = core::mem::replace(&mut live.changes, prepared.changes);
         let old_file = core::mem::replace(&mut live.file, prepared.file.keep());
         live.seqid = wanted.seqid;
@@ -165,6 +252,11 @@ impl Device {
         live.cow_path = prepared.cow_path;
         live.cow_extents = prepared.cow_extents;
         live.snapshot = Some(prepared.snapshot);
+        live.snapshot_mode = true;
+        live.crash_blocks = 0;
+        if let Some(old_log) = old_log {
+            Log::finish(&old_log);
+        }
 
         this.step("sealing the finished COW file");
         if let Some(old_file) = old_file {
@@ -177,20 +269,23 @@ impl Device {
                 version: cow::VERSION,
                 nr_changed_blocks: old_changes.count(),
             };
-            let sealed = old_file.seal(&header, &mut |first, out: &mut [u64]| {
-                old_changes.fill_index(first, out);
-            });
-            if let Err(e) = sealed {
-                // The snapshot is as good as any. That the increment is lost, its reader sees: the
-                // file is not marked clean.
-                pr_err!(
+            match old_file.seal(&header, &old_changes) {
+                Ok(()) => {
+                    if let Some(log) = live.log.as_ref() {
+                        let _ = log.update_root(|root| root.predecessor = Sibling::default());
+                    }
+                }
+                // The snapshot is as good as any. That the increment is not there, its reader sees: the
+                // file is not marked clean. The next mount tries again.
+                Err(e) => pr_err!(
                     "datto{}: the finished COW file could not be completed: error {}. The new \
-                     snapshot is good; the next backup must be a full one.\n",
+                     snapshot is good; without that file the next backup must be a full one.\n",
                     this.minor(),
                     e.to_errno()
-                );
+                ),
             }
         }
+        this.record_identity(live);
         match SnapshotDisk::add(this.minor(), snapshot.clone()) {
             Ok(disk) => live.disk = Some(disk),
             Err(e) => {

@@ -16,13 +16,16 @@
 
 use core::ops::Deref;
 use kernel::prelude::*;
+use kernel::str::CString;
 use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::device::Device;
+use crate::device_reload::ReloadRequest;
 use crate::device_setup::SetupRequest;
 use crate::device_status::OriginId;
 use crate::events::Outlet;
 use crate::sys::module::DevicePin;
+use crate::sys::shutdown::OnShutdown;
 
 /// A minor's owner.
 struct Slot {
@@ -117,6 +120,26 @@ impl Devices {
         Ok(())
     }
 
+    /// Picks up a device of a former life, before its filesystem is mounted.
+    pub(crate) fn reload(&self, request: ReloadRequest) -> Result {
+        self.check_free(request.minor)?;
+        let pin = DevicePin::new()?;
+        let bdev = CString::try_from(&*request.bdev)?;
+        let device = Device::new(request.minor, bdev, self.outlet.clone())?;
+        let reserved = self.reserve(device, pin)?;
+        Device::reload(&reserved, &request, |origin| self.claim(&reserved, origin))?;
+        reserved.keep();
+        Ok(())
+    }
+
+    /// Lets go of a device so that it can be picked up again, and frees its minor.
+    pub(crate) fn let_go(&self, minor: u32) -> Result {
+        let device = self.get(minor)?;
+        device.release()?;
+        self.release(&device);
+        Ok(())
+    }
+
     /// Ends a device and frees its minor.
     pub(crate) fn destroy(&self, minor: u32) -> Result {
         let device = self.get(minor)?;
@@ -176,6 +199,17 @@ impl Devices {
         drop(slots);
         // The device's memory and the module's pin go without the lock.
         drop(slot);
+    }
+}
+
+impl OnShutdown for Devices {
+    /// Seals what can be sealed.
+    fn shut_down(&self) {
+        let mut from = 0;
+        while let Some(device) = self.next(from) {
+            from = device.minor().saturating_add(1);
+            device.shut_down();
+        }
     }
 }
 

@@ -22,6 +22,10 @@ pub(crate) trait SnapshotEvents: Send + Sync {
     /// Somebody else writes to the COW file's index in incremental mode: the chain has ended with
     /// `errno` (negative). May be called more than once.
     fn chain_broken(&self, errno: i32);
+
+    /// Somebody uses the device although its filesystem is not mounted: it may be being mounted. Once
+    /// until [`crate::tracker::Tracker::rearm`].
+    fn used_while_unmounted(&self);
 }
 
 /// What the COW file's filesystem tells its device.

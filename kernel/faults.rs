@@ -18,6 +18,14 @@ pub(crate) enum Fault {
     NoMark,
     /// `no_guard`: a write by others to the COW file's blocks goes unnoticed.
     NoGuard,
+    /// `no_region_mark`: a write does not wait for the mark of its region.
+    NoRegionMark,
+    /// `no_unseal`: a sealed file stays sealed when it is written to again.
+    NoUnseal,
+    /// `no_reload_check`: a reload does not look whether the filesystem was mounted elsewhere.
+    NoReloadCheck,
+    /// `no_grace`: a checkpoint does not wait for writers that found a region open.
+    NoGrace,
 }
 
 /// Whether the module was told to misbehave like this.
@@ -31,6 +39,10 @@ pub(crate) fn active(fault: Fault) -> bool {
         3 => Fault::PublishEarly,
         4 => Fault::NoMark,
         5 => Fault::NoGuard,
+        6 => Fault::NoRegionMark,
+        7 => Fault::NoUnseal,
+        8 => Fault::NoReloadCheck,
+        9 => Fault::NoGrace,
         _ => return false,
     };
     chosen == fault

@@ -12,6 +12,7 @@ use crate::sys::{
     tracepoint::{BioHook, BioQueueProbe},
 };
 use crate::tracker::{Action, Tracker};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use kernel::{
     prelude::*,
     sync::{global_lock, rcu, Arc},
@@ -42,6 +43,9 @@ struct Hook;
 impl BioHook for Hook {
     fn on_bio(bio: BioRef<'_>) {
         if !bio.is_write() {
+            if LISTENERS.load(Ordering::Relaxed) != 0 {
+                show_read(bio);
+            }
             return;
         }
         let guard = rcu::read_lock();
@@ -58,12 +62,44 @@ impl BioHook for Hook {
     }
 }
 
+/// Trackers that want to see reads too: those whose filesystem is not mounted.
+static LISTENERS: AtomicUsize = AtomicUsize::new(0);
+
+/// One more, or one less, tracker wants to see reads.
+pub(crate) fn listen(more: bool) {
+    if more {
+        LISTENERS.fetch_add(1, Ordering::Relaxed);
+    } else {
+        LISTENERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Tells trackers that wait for a mount of a read.
+#[cold]
+fn show_read(bio: BioRef<'_>) {
+    let guard = rcu::read_lock();
+    let Some(list) = TRACKERS.read(&guard) else { return };
+    for tracker in list {
+        tracker.on_read(bio);
+    }
+}
+
 /// Sends a bio that tracker `from` has held on its way, past the trackers behind it.
 pub(crate) fn resume(bio: HeldBio, from: u64) {
+    send_on(bio, from.saturating_add(1));
+}
+
+/// The same for a bio that tracker `from` itself has to decide about once more: what it had to wait for
+/// has come, but other things may have changed meanwhile.
+pub(crate) fn ask_again(bio: HeldBio, from: u64) {
+    send_on(bio, from);
+}
+
+fn send_on(bio: HeldBio, first: u64) {
     let guard = rcu::read_lock();
     let next = TRACKERS.read(&guard).and_then(|list| {
         list.iter()
-            .filter(|t| t.id() > from)
+            .filter(|t| t.id() >= first)
             .find(|t| t.on_bio(&guard, bio.view()) == Action::Redirect)
     });
     if let Some(tracker) = next {

@@ -3,12 +3,12 @@
 //! argument completely and hands plain values to the device table; the order of the checks is that
 //! of COMPAT.md section 2.
 
-use crate::sys::errno::EOPNOTSUPP;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
 use crate::abi::ioctl as abi;
 use crate::device::Device;
+use crate::device_reload::ReloadRequest;
 use crate::device_setup::SetupRequest;
 use crate::devices::Devices;
 use crate::ioctl_extents;
@@ -41,14 +41,17 @@ impl ControlCalls {
         })
     }
 
-    /// Not before the issue "Never miss a block": the arguments are checked all the same, so that a
-    /// caller learns of its own mistakes first.
-    fn reload(&self, arg: u64) -> Result {
+    fn reload(&self, arg: u64, snapshot: bool) -> Result {
         let p: abi::ReloadParams = uaccess::read(arg)?;
-        uaccess::read_path(p.bdev)?;
-        uaccess::read_path(p.cow)?;
-        self.devices.check_free(p.minor)?;
-        Err(EOPNOTSUPP)
+        let bdev = uaccess::read_path(p.bdev)?;
+        let cow = uaccess::read_path(p.cow)?;
+        self.devices.reload(ReloadRequest {
+            minor: p.minor,
+            bdev,
+            cow,
+            cache_size: p.cache_size,
+            snapshot,
+        })
     }
 
     fn transition_snap(&self, arg: u64) -> Result {
@@ -101,7 +104,8 @@ impl Calls for ControlCalls {
         }
         match cmd {
             abi::SETUP_SNAP => self.setup(arg),
-            abi::RELOAD_SNAP | abi::RELOAD_INC => self.reload(arg),
+            abi::RELOAD_SNAP => self.reload(arg, true),
+            abi::RELOAD_INC => self.reload(arg, false),
             abi::DESTROY => self.destroy(arg),
             abi::TRANSITION_INC => self.transition_inc(arg),
             abi::TRANSITION_SNAP => self.transition_snap(arg),
@@ -112,6 +116,7 @@ impl Calls for ControlCalls {
             abi::RECONFIGURE_AUTO_EXPAND => self.auto_expand(arg),
             _ => match sized {
                 ioctl_sized::DROP_SNAPSHOT => ioctl_sized::drop_snapshot(&self.devices, arg),
+                ioctl_sized::RELEASE => ioctl_sized::release(&self.devices, arg),
                 ioctl_sized::STATUS => ioctl_sized::status(&self.devices, arg),
                 ioctl_sized::EXTENTS => ioctl_extents::extents(&self.devices, arg),
                 _ => Err(EINVAL),

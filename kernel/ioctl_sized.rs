@@ -23,6 +23,7 @@ pub(crate) const fn without_size(cmd: u32) -> u32 {
 }
 
 pub(crate) const DROP_SNAPSHOT: u32 = without_size(abi::DROP_SNAPSHOT);
+pub(crate) const RELEASE: u32 = without_size(abi::RELEASE);
 pub(crate) const STATUS: u32 = without_size(abi::STATUS);
 pub(crate) const EXTENTS: u32 = without_size(abi::EXTENTS);
 
@@ -69,6 +70,12 @@ pub(crate) fn drop_snapshot(devices: &Devices, arg: u64) -> Result {
     devices.get(p.minor)?.drop_snapshot()
 }
 
+/// Answers [`abi::RELEASE`].
+pub(crate) fn release(devices: &Devices, arg: u64) -> Result {
+    let (p, _) = read::<abi::ReleaseParams>(arg)?;
+    devices.let_go(p.minor)
+}
+
 /// Answers [`abi::STATUS`]. As [`abi::INFO`] it waits for no operation.
 pub(crate) fn status(devices: &Devices, arg: u64) -> Result {
     let (p, common) = read::<abi::Status>(arg)?;
@@ -81,5 +88,6 @@ pub(crate) fn status(devices: &Devices, arg: u64) -> Result {
 const _: () = {
     assert!(offset_of!(abi::DropSnapshotParams, minor) == 4);
     assert!(offset_of!(abi::Status, minor) == 4);
+    assert!(offset_of!(abi::ReleaseParams, minor) == 4);
     assert!(offset_of!(abi::ExtentsParams, minor) == 4);
 };

@@ -25,6 +25,8 @@ mod logic {
     pub mod block_map;
     #[path = "src/change_map.rs"]
     pub mod change_map;
+    #[path = "src/crc32c.rs"]
+    pub mod crc32c;
     #[path = "src/decide.rs"]
     pub mod decide;
     #[path = "src/errno.rs"]
@@ -33,8 +35,12 @@ mod logic {
     pub mod extents;
     #[path = "src/lazy.rs"]
     pub mod lazy;
+    #[path = "src/private_format.rs"]
+    pub mod private_format;
     #[path = "src/read_plan.rs"]
     pub mod read_plan;
+    #[path = "src/regions.rs"]
+    pub mod regions;
     #[path = "src/sizes.rs"]
     pub mod sizes;
     #[path = "src/space.rs"]
@@ -56,7 +62,9 @@ mod cow_grow;
 mod cow_seal;
 mod device;
 mod device_destroy;
+mod device_mount;
 mod device_point;
+mod device_reload;
 mod device_setup;
 mod device_status;
 mod device_transition;
@@ -66,15 +74,21 @@ mod events;
 mod faults;
 mod free_at_point;
 mod freeze;
+mod identity;
 mod intercept;
 mod ioctl_calls;
 mod ioctl_extents;
 mod ioctl_info;
 mod ioctl_sized;
+mod log_checkpoint;
+mod log_load;
+mod log_seal;
 mod mem;
 mod origin;
 mod params;
+mod peek;
 mod proc;
+mod region_log;
 mod release;
 mod snapshot;
 mod snapshot_disk;

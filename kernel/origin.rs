@@ -59,9 +59,15 @@ impl Origin {
         })
     }
 
-    /// The device. Valid for as long as `self` lives; no I/O after [`Origin::close`].
+    /// The device. Valid for as long as `self` lives. I/O after [`Origin::close`] works as long as the
+    /// disk is there; otherwise it fails.
     pub(crate) fn device(&self) -> Bdev {
         self.device.bdev()
+    }
+
+    /// Takes the device again after [`Origin::close`], under its number of now.
+    pub(crate) fn reopen(&self, dev: u32) -> Result {
+        self.device.reopen(dev)
     }
 
     /// Gives the device back early, so that nobody finds it busy. Idempotent.

@@ -28,7 +28,7 @@ fn entry(s: &DeviceStatus) -> json::DeviceStatus<'_> {
         cow_file: s.cow_path.to_bytes(),
         block_device: s.bdev_path.to_bytes(),
         max_cache: s.cache_size,
-        details: Some(json::Details {
+        details: (!s.unverified).then(|| json::Details {
             fallocate: s.falloc_size,
             cow_size_current: s.cow_bytes,
             seq_id: s.seqid,

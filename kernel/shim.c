@@ -96,6 +96,11 @@ void dbd_bio_inc_remaining(struct bio *bio)
 	bio_inc_remaining(bio);
 }
 
+void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev)
+{
+	bio_set_dev(bio, bdev);
+}
+
 /* Copies @len bytes of @src (zeros when NULL) into @bio, @skip bytes behind its current position. */
 void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset)
@@ -117,6 +122,18 @@ void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 			memzero_bvec(&bv);
 		}
 	}
+}
+
+/* @work is that of a delayed_work. */
+void dbd_flush_delayed(struct work_struct *work)
+{
+	flush_delayed_work(to_delayed_work(work));
+}
+
+/* One page of kernel memory, all of it. */
+void dbd_bio_add_memory(struct bio *bio, u8 *page)
+{
+	__bio_add_page(bio, virt_to_page(page), PAGE_SIZE, 0);
 }
 
 /*

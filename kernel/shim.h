@@ -22,8 +22,11 @@ bool dbd_disk_close_if_unused(struct gendisk *disk, bool *closing);
 void dbd_disk_reopen(struct gendisk *disk, bool *closing);
 void dbd_queue_drain(struct block_device *bdev);
 void dbd_bio_inc_remaining(struct bio *bio);
+void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset);
+void dbd_flush_delayed(struct work_struct *work);
+void dbd_bio_add_memory(struct bio *bio, u8 *page);
 struct page *dbd_alloc_page(void);
 void dbd_get_page(struct page *page);
 void dbd_put_page(struct page *page);

@@ -8,6 +8,7 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/proc_fs.h>
+#include <linux/reboot.h>
 #include <linux/seq_file.h>
 #include <linux/string.h>
 #include <linux/suspend.h>
@@ -51,6 +52,7 @@ MODULE_PARM_DESC(copy_memory_max,
 /* Deliberate defects for counter-tests; the numbers are those of kernel/faults.rs. */
 static const char *const dbd_fault_names[] = {
 	"none", "no_cow", "no_recheck", "publish_early", "no_mark", "no_guard",
+	"no_region_mark", "no_unseal", "no_reload_check", "no_grace",
 };
 
 unsigned int dattobd_test_fault;
@@ -167,6 +169,35 @@ int dbd_watch_hibernation(void)
 void dbd_unwatch_hibernation(void)
 {
 	unregister_pm_notifier(&dbd_pm_notifier);
+}
+
+/*
+ * The last moment at which a write reaches the disk: filesystems are unmounted or read-only by now.
+ * sysrq-b and power cuts come without it.
+ */
+static void (*dbd_shutdown_call)(void *arg);
+static void *dbd_shutdown_arg;
+
+static int dbd_shutdown_event(struct notifier_block *nb, unsigned long event, void *data)
+{
+	dbd_shutdown_call(dbd_shutdown_arg);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block dbd_shutdown_notifier = {
+	.notifier_call = dbd_shutdown_event,
+};
+
+int dbd_watch_shutdown(void (*call)(void *arg), void *arg)
+{
+	dbd_shutdown_call = call;
+	dbd_shutdown_arg = arg;
+	return register_reboot_notifier(&dbd_shutdown_notifier);
+}
+
+void dbd_unwatch_shutdown(void)
+{
+	unregister_reboot_notifier(&dbd_shutdown_notifier);
 }
 
 /* Pins the module for a device. -EBUSY: the machine is about to hibernate. */

@@ -26,5 +26,7 @@ void dbd_proc_remove(struct proc_dir_entry *entry);
 struct workqueue_struct *dbd_alloc_control_queue(void);
 int dbd_watch_hibernation(void);
 void dbd_unwatch_hibernation(void);
+int dbd_watch_shutdown(void (*call)(void *arg), void *arg);
+void dbd_unwatch_shutdown(void);
 
 #endif

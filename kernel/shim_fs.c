@@ -2,6 +2,7 @@
 /* See shim_fs.h. */
 #include <linux/cred.h>
 #include <linux/dcache.h>
+#include <linux/exportfs.h>
 #include <linux/file.h>
 #include <linux/fs_context.h>
 #include <linux/fsmap.h>
@@ -42,6 +43,12 @@ unsigned int dbd_bdev_traits(struct block_device *bdev)
 	return traits;
 }
 
+/* The disk has been removed; what is sent to it fails. */
+bool dbd_bdev_gone(struct block_device *bdev)
+{
+	return test_bit(GD_DEAD, &bdev->bd_disk->state) || !disk_live(bdev->bd_disk);
+}
+
 /* ---- superblocks ---- */
 
 /*
@@ -72,6 +79,13 @@ bool dbd_sb_is_on(struct super_block *sb, struct block_device *bdev)
 	if (sb->s_bdev && sb->s_bdev->bd_dev == bdev->bd_dev)
 		return true;
 	return READ_ONCE(bdev->bd_holder) == sb;
+}
+
+/* The same place of the same disk: a rescan of the partitions makes new block devices of old ones. */
+bool dbd_sb_is_at(struct super_block *sb, struct block_device *bdev)
+{
+	return sb->s_bdev && sb->s_bdev->bd_disk == bdev->bd_disk &&
+	       sb->s_bdev->bd_start_sect == bdev->bd_start_sect;
 }
 
 /* The filesystem is on one block device, whose blocks it counts from the start. */
@@ -205,6 +219,14 @@ int dbd_lookup_dir(const char *path, struct path *out)
 int dbd_lookup_in(const struct path *dir, const char *name, struct path *out)
 {
 	return vfs_path_lookup(dir->dentry, dir->mnt, name, 0, out);
+}
+
+/* A path whose root is @root. */
+int dbd_lookup_below(const struct path *root, const char *path, struct path *out)
+{
+	while (*path == '/')
+		path++;
+	return vfs_path_lookup(root->dentry, root->mnt, path, LOOKUP_FOLLOW, out);
 }
 
 /* In bytes: all of it, and what unprivileged users can have. */
@@ -349,6 +371,61 @@ int dbd_inode_protect(struct inode *inode)
 			inode->i_flags &= ~S_SWAPFILE;
 	}
 	inode_unlock(inode);
+	return err;
+}
+
+u64 dbd_inode_number(struct inode *inode)
+{
+	return inode->i_ino;
+}
+
+u32 dbd_inode_generation(struct inode *inode)
+{
+	return inode->i_generation;
+}
+
+/*
+ * Finds an inode by its number, as an NFS server does, and protects it. The caller holds s_umount
+ * or an active reference. Gives a reference on the inode. -ESTALE: there is no such file.
+ */
+int dbd_adopt_inode(struct super_block *sb, u64 ino, u32 generation, struct inode **out)
+{
+	const struct export_operations *ops = sb->s_export_op;
+	/* struct fid, and xfs's own for large numbers (fs/xfs/xfs_export.h). */
+	struct {
+		u32 word[6];
+	} fid = { };
+	int type = FILEID_INO32_GEN, len = 2;
+	struct dentry *dentry;
+	struct inode *inode;
+	int err = 0;
+
+	if (!ops || !ops->fh_to_dentry)
+		return -EOPNOTSUPP;
+	if (ino > U32_MAX) {
+		type = FILEID_INO32_GEN | 0x80;
+		len = 3;
+		memcpy(&fid.word[0], &ino, sizeof(ino));
+		fid.word[2] = generation;
+	} else {
+		fid.word[0] = ino;
+		fid.word[1] = generation;
+	}
+	dentry = ops->fh_to_dentry(sb, (struct fid *)&fid, len, type);
+	if (IS_ERR_OR_NULL(dentry))
+		return dentry ? PTR_ERR(dentry) : -ESTALE;
+	inode = igrab(d_inode(dentry));
+	dput(dentry);
+	if (!inode)
+		return -ESTALE;
+	if (!S_ISREG(inode->i_mode) || !inode->i_nlink)
+		err = -ESTALE;
+	else
+		err = dbd_inode_protect(inode);
+	if (err)
+		iput(inode);
+	else
+		*out = inode;
 	return err;
 }
 

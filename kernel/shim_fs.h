@@ -33,6 +33,7 @@ unsigned int dbd_bdev_traits(struct block_device *bdev);
 
 unsigned int dbd_block_filesystems(struct file_system_type **out, unsigned int room);
 bool dbd_sb_is_on(struct super_block *sb, struct block_device *bdev);
+bool dbd_sb_is_at(struct super_block *sb, struct block_device *bdev);
 bool dbd_sb_is_simple(struct super_block *sb);
 bool dbd_sb_read_only(struct super_block *sb);
 bool dbd_sb_get_active(struct super_block *sb);
@@ -51,6 +52,7 @@ void dbd_mount_abort(struct fs_context *fc);
 
 int dbd_lookup_dir(const char *path, struct path *out);
 int dbd_lookup_in(const struct path *dir, const char *name, struct path *out);
+int dbd_lookup_below(const struct path *root, const char *path, struct path *out);
 int dbd_free_space(const struct path *path, u64 *all, u64 *available);
 struct file *dbd_open_path(const struct path *path, int flags);
 struct file *dbd_open_inode(struct vfsmount *mnt, struct inode *inode, int flags);
@@ -59,6 +61,10 @@ int dbd_unlink(struct vfsmount *mnt, struct dentry *dentry);
 
 const struct path *dbd_file_path(struct file *file);
 struct inode *dbd_file_inode(struct file *file);
+u64 dbd_inode_number(struct inode *inode);
+u32 dbd_inode_generation(struct inode *inode);
+int dbd_adopt_inode(struct super_block *sb, u64 ino, u32 generation, struct inode **out);
+bool dbd_bdev_gone(struct block_device *bdev);
 unsigned int dbd_inode_traits(struct inode *inode);
 u64 dbd_inode_size(struct inode *inode);
 u64 dbd_inode_blocks(struct inode *inode);

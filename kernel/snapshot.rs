@@ -28,6 +28,7 @@
 
 use crate::events::SnapshotEvents;
 use crate::intercept;
+use crate::log_load::CopyMap;
 use crate::logic::{
     block_map::BlockMap,
     extents::{self, FileExtent},
@@ -143,6 +144,8 @@ pub(crate) struct Snapshot {
     must_drain: AtomicBool,
     /// The snapshot is being given up in an orderly way.
     closing: AtomicBool,
+    /// The filesystem is not mounted.
+    dormant: AtomicBool,
     pub(crate) parked: BioStack,
     #[pin]
     pub(crate) claims: Mutex<claim::Claims>,
@@ -236,8 +239,10 @@ pub(crate) struct Setup {
     pub(crate) events: Arc<dyn SnapshotEvents>,
     /// Most copies in memory, in blocks.
     pub(crate) copy_blocks: u64,
-    /// First block of the file behind header and index.
+    /// First block of the file behind all that is private.
     pub(crate) first_data: u64,
+    /// The usable blocks of the file; `None`: all from `first_data` on.
+    pub(crate) segments: Option<KVVec<Segment>>,
 }
 
 impl Snapshot {
@@ -249,11 +254,20 @@ impl Snapshot {
         let map = BlockMap::new(setup.origin.blocks())?;
         let map_of_file = Arc::new(FileMap::new(file)?, GFP_KERNEL)?;
         let space = Space::new()?;
-        for e in file {
-            let end = e.file_block.saturating_add(e.len);
-            let start = e.file_block.max(setup.first_data);
-            if start < end {
-                space.add(Segment { start, len: end.saturating_sub(start) })?;
+        match &setup.segments {
+            Some(segments) => {
+                for &segment in segments {
+                    space.add(segment)?;
+                }
+            }
+            None => {
+                for e in file {
+                    let end = e.file_block.saturating_add(e.len);
+                    let start = e.file_block.max(setup.first_data);
+                    if start < end {
+                        space.add(Segment { start, len: end.saturating_sub(start) })?;
+                    }
+                }
             }
         }
         let ring = CopyRing::new(setup.copy_blocks)?;
@@ -275,6 +289,7 @@ impl Snapshot {
                 error: AtomicI32::new(0),
                 must_drain: AtomicBool::new(false),
                 closing: AtomicBool::new(false),
+                dormant: AtomicBool::new(false),
                 parked: BioStack::new(),
                 claims <- new_mutex!(claim::Claims::new(), "dattobd::claims"),
                 claim_blocked: AtomicBool::new(false),
@@ -387,6 +402,46 @@ impl Snapshot {
         this.reads.wait_empty();
         this.writes.wait_empty();
         this.queues.flush();
+    }
+
+    /// Waits until all copies are in the COW file and nothing is under way. The caller keeps new
+    /// writes away. False when that takes longer than ten seconds, or the snapshot has failed. Sleeps.
+    pub(crate) fn settle(&self) -> bool {
+        for _ in 0..10_000 {
+            if self.error().is_some() {
+                return false;
+            }
+            let quiet = self.parked.is_empty()
+                && self.claims.lock().is_idle()
+                && self.reads.count() == 0
+                && self.waiting.lock().is_empty()
+                && self.ring.lock().in_use() == 0
+                && self.writes.count() == 0;
+            if quiet {
+                return true;
+            }
+            kernel::time::delay::fsleep(kernel::time::Delta::from_millis(1));
+        }
+        false
+    }
+
+    /// Enters the copies that a former life of the COW file held. Before the snapshot is published.
+    pub(crate) fn restore(&self, copies: &CopyMap) -> Result {
+        self.space.restore(copies.high_water);
+        for &(block, file_block, len) in &copies.runs {
+            self.map.restore(block, file_block, len)?;
+        }
+        Ok(())
+    }
+
+    /// The filesystem of the origin is mounted, or not: only then the snapshot can be read.
+    pub(crate) fn set_mounted(&self, mounted: bool) {
+        self.dormant.store(!mounted, Ordering::Release);
+    }
+
+    /// Reads are refused for now: see [`Snapshot::set_mounted`].
+    pub(crate) fn is_dormant(&self) -> bool {
+        self.dormant.load(Ordering::Acquire)
     }
 
     /// Hands a bio back to whoever submitted it.

@@ -31,6 +31,14 @@ impl BioDriver for Node {
             bio.end(Status::IoError);
         }
     }
+
+    fn may_open(&self) -> Result {
+        // Through the page cache a reader would only see EIO.
+        if self.snapshot.is_dormant() {
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
 }
 
 /// The node of a running snapshot. It disappears on drop, which must come after a successful

@@ -57,6 +57,9 @@ fn issue(snap: &Arc<Snapshot>, whole: Parent, sector: u64, sectors: u64, skip: u
     if snap.error().is_some() {
         return whole.complete(Status::IoError);
     }
+    if snap.is_dormant() {
+        return whole.complete(Status::Busy);
+    }
     let file = snap.file_map();
     let view = view(snap, &file);
     let mut status = Status::Ok;

@@ -7,9 +7,11 @@ use crate::faults::{self, Fault};
 use crate::intercept;
 use crate::logic::{
     decide::{self, Decision, Facts, Op, Protection},
-    extents,
+    extents::{self, FileExtent},
+    space::Segment,
 };
 use crate::origin::Origin;
+use crate::region_log::Log;
 use crate::snapshot::{Snapshot, Wake};
 use crate::sys::{
     bdev::Bdev,
@@ -19,7 +21,7 @@ use crate::sys::{
     queues::Queues,
     rcu_cell::{RcuCell, Retired},
 };
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::{
     bindings, new_spinlock,
     prelude::*,
@@ -30,16 +32,25 @@ use kernel::{
 /// Numbers trackers, so that a bio that concerns several meets them in one order.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
+/// Whom bios may have to wait for. Set before the epoch with them is published.
+#[derive(Clone)]
+struct Waits {
+    /// Cleared only when `held` is empty and no epoch has it.
+    snapshot: Option<Arc<Snapshot>>,
+    logs: [Option<Arc<Log>>; 2],
+    guard: Option<Arc<KVVec<FileExtent>>>,
+}
+
 /// Where redirected bios arrive. Apart from the tracker, so that the shadow disk can own it.
 #[pin_data]
 pub(crate) struct HoldQueue {
+    id: u64,
     bdev: Bdev,
     /// Bios redirected and not yet handed back.
     held: Arc<Gate>,
-    /// The snapshot that holds them. Set before the epoch with it is published; cleared only when
-    /// `held` is empty and no epoch has it. Process context only.
+    /// Process context only.
     #[pin]
-    snapshot: SpinLock<Option<Arc<Snapshot>>>,
+    waits: SpinLock<Waits>,
 }
 
 impl BioDriver for HoldQueue {
@@ -51,27 +62,48 @@ impl BioDriver for HoldQueue {
 
 impl HoldQueue {
     /// Takes a bio that was counted in `held`. Neither sleeps nor allocates.
+    ///
+    /// First its marks have to be on disk; whoever sees to that asks again. Then its old data has to be
+    /// preserved.
     pub(crate) fn park(&self, bio: HeldBio) {
-        let snapshot = self.snapshot.lock().clone();
-        if op_of(bio.view()) == Op::Discard {
-            // A hint, and following it would lose old data: say yes and do nothing.
-            if let Some(s) = &snapshot {
-                s.counters.discards.fetch_add(1, Ordering::Relaxed);
+        let Waits { snapshot, logs, guard } = self.waits.lock().clone();
+        let discard = op_of(bio.view()) == Op::Discard;
+        if discard && guard.is_some_and(|g| self.hits(&g, bio.view())) {
+            // A hint, and following it would lose data of ours: say yes and do nothing.
+            return self.complete(bio);
+        }
+        for log in logs.iter().flatten() {
+            let (start, len) = log.blocks_of(bio.view());
+            if !log.is_open(start, len) {
+                Log::park(log, bio);
+                return;
             }
-            bio.end(Status::Ok);
+        }
+        let Some(s) = snapshot else {
+            intercept::resume(bio, self.id);
             self.held.leave();
             return;
+        };
+        let (start, len) = s.blocks_of(bio.view());
+        if discard && !s.lets_go() && !s.map.preserved(start, len) {
+            // The same for old data.
+            s.counters.discards.fetch_add(1, Ordering::Relaxed);
+            return self.complete(bio);
         }
-        match snapshot {
-            Some(s) => {
-                s.parked.push(bio);
-                s.as_arc_borrow().wake_claim();
-            }
-            None => {
-                bio.resubmit();
-                self.held.leave();
-            }
-        }
+        s.parked.push(bio);
+        s.as_arc_borrow().wake_claim();
+    }
+
+    fn complete(&self, bio: HeldBio) {
+        bio.end(Status::Ok);
+        self.held.leave();
+    }
+
+    /// Whether a bio reaches into the COW file.
+    fn hits(&self, guard: &[FileExtent], bio: BioRef<'_>) -> bool {
+        let (start, sectors) = (self.bdev.start_sector(), self.bdev.sectors());
+        decide::block_range(bio.sector(), bio.sectors(), start, sectors)
+            .is_some_and(|(block, len)| extents::overlaps(guard, block, len))
     }
 }
 
@@ -97,6 +129,10 @@ pub(crate) struct Tracker {
     /// Set for good when tracking has ended. Guards the publication of epochs.
     #[pin]
     ended: SpinLock<bool>,
+    /// The filesystem is not mounted: any bio may be the first of a mount.
+    listening: AtomicBool,
+    /// Somebody was told of one and has not looked yet.
+    told: AtomicBool,
     hold: Arc<HoldQueue>,
     shadow: BioDisk<HoldQueue>,
     shadow_bdev: Bdev,
@@ -131,11 +167,14 @@ impl Tracker {
         let bdev = origin.device();
         let held = Arc::new(Gate::new(), GFP_KERNEL)?;
         let counted = held.clone();
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let nobody = Waits { snapshot: None, logs: [None, None], guard: None };
         let hold = Arc::pin_init(
             pin_init!(HoldQueue {
+                id,
                 bdev,
                 held: counted,
-                snapshot <- new_spinlock!(None, "dattobd::hold"),
+                waits <- new_spinlock!(nobody, "dattobd::hold"),
             }),
             GFP_KERNEL,
         )?;
@@ -143,7 +182,6 @@ impl Tracker {
         let shadow = BioDisk::add(Kind::Shadow, &name, bdev, bdev.sectors(), hold.clone())?;
         let shadow_bdev = shadow.bdev().ok_or(ENODEV)?;
         let queues = Arc::new(Queues::new(minor)?, GFP_KERNEL)?;
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let tracker = Arc::pin_init(
             pin_init!(Self {
                 id,
@@ -152,6 +190,8 @@ impl Tracker {
                 sectors: bdev.sectors(),
                 epoch: RcuCell::empty(),
                 ended <- new_spinlock!(false, "dattobd::ended"),
+                listening: AtomicBool::new(false),
+                told: AtomicBool::new(false),
                 hold,
                 shadow,
                 shadow_bdev,
@@ -174,6 +214,39 @@ impl Tracker {
         &self.held
     }
 
+    pub(crate) fn queues(&self) -> &Arc<Queues> {
+        &self.queues
+    }
+
+    /// Looks for a mount, or no longer. Idempotent.
+    pub(crate) fn listen(&self, on: bool) {
+        if self.listening.swap(on, Ordering::AcqRel) != on {
+            intercept::listen(on);
+        }
+    }
+
+    /// From now on the next bio is told of again. Whether there was one since the last time.
+    pub(crate) fn rearm(&self) -> bool {
+        self.told.swap(false, Ordering::SeqCst)
+    }
+
+    /// The probe's work for a bio that only reads.
+    pub(crate) fn on_read(&self, bio: BioRef<'_>) {
+        if self.listening.load(Ordering::Relaxed) && bio.disk() == self.bdev.disk() {
+            let (from, len) = (bio.sector(), bio.sectors());
+            if decide::block_range(from, len, self.start, self.sectors).is_some() {
+                self.tell();
+            }
+        }
+    }
+
+    /// Somebody uses the device although its filesystem is not mounted.
+    fn tell(&self) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            self.events.used_while_unmounted();
+        }
+    }
+
     pub(crate) fn hold(&self) -> &HoldQueue {
         &self.hold
     }
@@ -183,12 +256,13 @@ impl Tracker {
     }
 
     /// A snapshot of this device, to be published with an epoch. The copies go to the file blocks
-    /// from `first_data` on. May sleep.
+    /// from `first_data` on, or to `segments` if there are any. May sleep.
     pub(crate) fn new_snapshot(
         &self,
-        file: &[extents::FileExtent],
+        file: &[FileExtent],
         first_data: u64,
         copy_bytes: u64,
+        segments: Option<KVVec<Segment>>,
     ) -> Result<Arc<Snapshot>> {
         Snapshot::new(
             crate::snapshot::Setup {
@@ -200,6 +274,7 @@ impl Tracker {
                 events: self.events.clone(),
                 copy_blocks: copy_bytes / 4096,
                 first_data,
+                segments,
             },
             file,
         )
@@ -217,17 +292,36 @@ impl Tracker {
         if *ended {
             return Err(epoch);
         }
-        if let Some(s) = &epoch.snapshot {
-            // What was there is the same snapshot (the epoch after the point), or nothing.
-            *self.hold.snapshot.lock() = Some(s.clone());
-        }
-        Ok(self.epoch.replace(Some(epoch)))
+        let logs = [epoch.log.clone(), epoch.previous_log.clone()];
+        let guard = Some(epoch.guard.clone());
+        let old = {
+            let mut waits = self.hold.waits.lock();
+            if let Some(s) = &epoch.snapshot {
+                // What was there is the same snapshot (the epoch after the point), or nothing.
+                waits.snapshot = Some(s.clone());
+            }
+            let old = core::mem::replace(&mut waits.logs, logs);
+            (old, core::mem::replace(&mut waits.guard, guard))
+        };
+        let retired = self.epoch.replace(Some(epoch));
+        drop(ended);
+        drop(old);
+        Ok(retired)
     }
 
     /// Forgets the snapshot that held bios go to. After [`Snapshot::shutdown`]. May sleep.
     pub(crate) fn forget_snapshot(&self) {
-        let old = self.hold.snapshot.lock().take();
+        let old = self.hold.waits.lock().snapshot.take();
         drop(old);
+    }
+
+    /// Forgets the logs that held bios go to, when no epoch has them and none is held. May sleep.
+    fn forget_logs(&self) {
+        let mut waits = self.hold.waits.lock();
+        let old = core::mem::replace(&mut waits.logs, [None, None]);
+        let guard = waits.guard.take();
+        drop(waits);
+        drop((old, guard));
     }
 
     /// Ends tracking for good; nothing is held back any more. Idempotent. Sleeps for a grace period.
@@ -243,10 +337,12 @@ impl Tracker {
     /// Stops looking at bios. The tracker can be dropped then. Idempotent; sleeps; not from the
     /// engine's own work.
     pub(crate) fn stop(&self) {
+        self.listen(false);
         self.end();
         intercept::detach(self.id);
         self.held.wait_empty();
         self.forget_snapshot();
+        self.forget_logs();
         self.queues.flush();
     }
 
@@ -267,9 +363,14 @@ impl Tracker {
         else {
             return Action::Pass;
         };
+        if self.listening.load(Ordering::Relaxed) {
+            self.tell();
+        }
         let Some(epoch) = self.epoch.read(guard) else { return Action::Pass };
         let snapshot = epoch.snapshot.as_ref();
-        if snapshot.is_some_and(|s| bio.is_of(s.copy_writes())) {
+        if snapshot.is_some_and(|s| bio.is_of(s.copy_writes()))
+            || epoch.logs().any(|log| log.is_own(bio))
+        {
             return Action::Pass;
         }
         let decision = decide::decide(Facts {
@@ -284,16 +385,24 @@ impl Tracker {
             hits_guard: !faults::active(Fault::NoGuard)
                 && extents::overlaps(&epoch.guard, block, len),
         });
+        let mut closed = false;
         if decision.marks() && !faults::active(Fault::NoMark) {
+            // Ends in a full barrier, as the look at the logs wants it.
             epoch.changes.mark(block, len);
             if let Some(previous) = &epoch.previous {
                 previous.mark(block, len);
             }
+            closed = epoch.logs().any(|log| !log.is_open(block, len))
+                && !faults::active(Fault::NoRegionMark);
         }
-        self.follow(decision, snapshot)
+        match self.follow(decision, epoch, (block, len)) {
+            Action::Pass if closed => Action::Redirect,
+            action => action,
+        }
     }
 
-    fn follow(&self, decision: Decision, snapshot: Option<&Arc<Snapshot>>) -> Action {
+    fn follow(&self, decision: Decision, epoch: &Epoch, (block, len): (u64, u64)) -> Action {
+        let snapshot = epoch.snapshot.as_ref();
         match decision {
             Decision::Pass | Decision::MarkAndPass => Action::Pass,
             Decision::Hold | Decision::DropDiscard => Action::Redirect,
@@ -303,19 +412,39 @@ impl Tracker {
                 }
                 Action::Pass
             }
-            Decision::FailThenHold(errno) => match snapshot {
-                Some(s) => {
-                    let error = Error::from_errno(errno.negative());
-                    Snapshot::fail_foreign(s.as_arc_borrow(), error);
-                    Action::Redirect
+            Decision::FailThenHold(errno) => {
+                self.end_logs(epoch, block, len);
+                match snapshot {
+                    Some(s) => {
+                        let error = Error::from_errno(errno.negative());
+                        Snapshot::fail_foreign(s.as_arc_borrow(), error);
+                        Action::Redirect
+                    }
+                    None => Action::Pass,
                 }
-                None => Action::Pass,
-            },
+            }
             Decision::BreakChainThenHold(errno) => {
-                // In incremental mode nothing of ours is on its way to the file: no need to hold.
+                // Only the logs write to the file in incremental mode: when they have ended, the bio
+                // may go.
+                let recorded = self.end_logs(epoch, block, len);
                 self.events.chain_broken(errno.negative());
-                Action::Pass
+                if recorded {
+                    Action::Redirect
+                } else {
+                    Action::Pass
+                }
             }
         }
+    }
+
+    /// Somebody else writes to the COW file: its records end before that write goes. Whether there
+    /// was one that had not ended.
+    fn end_logs(&self, epoch: &Epoch, block: u64, len: u64) -> bool {
+        let mut recorded = false;
+        for log in epoch.logs().filter(|log| !log.is_stopped()) {
+            log.foreign_write(block, len);
+            recorded = true;
+        }
+        recorded
     }
 }

@@ -2,7 +2,7 @@
 //! The command line on a machine without the driver: bad input, help, completions, man pages.
 
 use ioctl_abi::cow::{
-    Extension, Header, EXT_OFFSET, EXT_STATE_VOLATILE, FLAG_CLEAN, FLAG_INDEX_ONLY,
+    Extension, Header, EXT_BYTES, EXT_OFFSET, EXT_STATE_VOLATILE, FLAG_CLEAN, FLAG_INDEX_ONLY,
 };
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output, Stdio};
@@ -129,8 +129,9 @@ fn cow_file(path: &std::path::Path, ours: bool) {
             state: EXT_STATE_VOLATILE,
             nonce: 1,
             origin_bytes: 10 * 4096,
+            roots: [0, 0],
         };
-        bytes[EXT_OFFSET..][..32].copy_from_slice(&extension.encode());
+        bytes[EXT_OFFSET..][..EXT_BYTES].copy_from_slice(&extension.encode());
         bytes.extend([0xff; 8192]);
     }
     std::fs::write(path, bytes).unwrap();

@@ -137,21 +137,25 @@ pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x01";
 /// Extension state: nothing that a reload could build on lies on disk. A file in this state that is
 /// not sealed has lost its chain.
 pub const EXT_STATE_VOLATILE: u32 = 0;
+/// Extension state: the private roots tell whether the file can be picked up again.
+pub const EXT_STATE_ROOTED: u32 = 1;
 
-/// The start of the private extension: enough to tell that the file is this project's, and that an
-/// unsealed one cannot be loaded again. `docs/formats.md` lays out the rest.
+/// The start of the private extension: enough to tell that the file is this project's, and where its
+/// private structures begin. `docs/formats.md` describes those. Written once, when the file is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extension {
-    /// [`EXT_STATE_VOLATILE`]; other values are reserved for the reloadable states.
+    /// [`EXT_STATE_VOLATILE`] or [`EXT_STATE_ROOTED`].
     pub state: u32,
     /// Random, one for each file: tells its private blocks from an older file's.
     pub nonce: u64,
     /// Size of the origin in bytes.
     pub origin_bytes: u64,
+    /// Where the two copies of the private root lie: blocks of the origin. 0 when volatile.
+    pub roots: [u64; 2],
 }
 
 /// Bytes of the encoded [`Extension`].
-pub const EXT_BYTES: usize = 32;
+pub const EXT_BYTES: usize = 48;
 
 impl Extension {
     /// The extension as it stands at [`EXT_OFFSET`].
@@ -161,6 +165,8 @@ impl Extension {
         put(&mut b, 8, &self.state.to_le_bytes());
         put(&mut b, 16, &self.nonce.to_le_bytes());
         put(&mut b, 24, &self.origin_bytes.to_le_bytes());
+        put(&mut b, 32, &self.roots[0].to_le_bytes());
+        put(&mut b, 40, &self.roots[1].to_le_bytes());
         b
     }
 
@@ -173,8 +179,48 @@ impl Extension {
             state: u32::from_le_bytes(get(b, 8)),
             nonce: u64::from_le_bytes(get(b, 16)),
             origin_bytes: u64::from_le_bytes(get(b, 24)),
+            roots: [
+                u64::from_le_bytes(get(b, 32)),
+                u64::from_le_bytes(get(b, 40)),
+            ],
         })
     }
+}
+
+/// Blocks of the origin in a region, the unit of the region log: 4 MiB.
+pub const REGION_BLOCKS: u64 = 1024;
+/// Regions in a group, the unit of a bitmap block.
+pub const GROUP_REGIONS: u64 = 30;
+/// Blocks of the origin in a group.
+pub const GROUP_BLOCKS: u64 = GROUP_REGIONS * REGION_BLOCKS;
+/// Groups in a sector of the region log.
+pub const SECTOR_GROUPS: u64 = 122;
+/// Groups in a block of the region log.
+pub const LOG_BLOCK_GROUPS: u64 = SECTOR_GROUPS * SECTORS_PER_BLOCK;
+/// Blocks between what is written through the filesystem and what is written raw: `ext4` may zero as
+/// much (`s_extent_max_zeroout_kb`, 32 KiB) around what it writes.
+pub const PRIVATE_GAP: u64 = 8;
+
+/// Where the private structures lie, in blocks of the file: behind the index and a gap, two roots, the
+/// region log, two lists of extents, two copies of each bitmap block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrivateLayout {
+    /// The first of the two roots.
+    pub roots: u64,
+    /// First block of the region log.
+    pub log: u64,
+    /// Blocks of the region log.
+    pub log_blocks: u64,
+    /// First block of the first list of extents; the second follows.
+    pub lists: u64,
+    /// Blocks of one list.
+    pub list_blocks: u64,
+    /// First block of the bitmap: copies 1 and 2 of group 0, of group 1, and so on.
+    pub bitmap: u64,
+    /// Groups of the origin.
+    pub groups: u64,
+    /// The first block that can hold a copy of old data.
+    pub end: u64,
 }
 
 /// Sizes that follow from the size of the origin.
@@ -210,9 +256,37 @@ impl Geometry {
         self.data_offset() / BLOCK_SIZE
     }
 
-    /// The least file that can hold a snapshot: header, index and one copy; in bytes.
+    /// Where the private structures lie.
+    pub const fn private(self) -> PrivateLayout {
+        let blocks = self.blocks();
+        let groups = blocks.div_ceil(GROUP_BLOCKS);
+        let roots = self.first_data_position() + PRIVATE_GAP;
+        let log = roots + 2;
+        let log_blocks = groups.div_ceil(LOG_BLOCK_GROUPS);
+        let lists = log + log_blocks;
+        // 169 extents a block: some for every file, more for large ones.
+        let list_blocks = 4 + (blocks >> 20);
+        let bitmap = lists + 2 * list_blocks;
+        PrivateLayout {
+            roots,
+            log,
+            log_blocks,
+            lists,
+            list_blocks,
+            bitmap,
+            groups,
+            end: bitmap + 2 * groups,
+        }
+    }
+
+    /// Bytes of the file in incremental mode: header, index and the private structures.
+    pub const fn incremental_bytes(self) -> u64 {
+        self.private().end * BLOCK_SIZE
+    }
+
+    /// The least file that can hold a snapshot: the file of incremental mode and one copy; in bytes.
     pub const fn min_file_bytes(self) -> u64 {
-        self.data_offset() + BLOCK_SIZE
+        self.incremental_bytes() + BLOCK_SIZE
     }
 }
 

@@ -208,6 +208,16 @@ pub struct DropSnapshotParams {
     pub minor: u32,
 }
 
+/// Argument of [`RELEASE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReleaseParams {
+    /// `size_of` this struct, in bytes.
+    pub size: u32,
+    /// The device's minor.
+    pub minor: u32,
+}
+
 /// Argument of [`STATUS`]: what [`Info`] has no room for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -248,10 +258,15 @@ pub struct Status {
     pub writes_held: u64,
     /// Discards completed without being issued, since the snapshot was taken.
     pub discards_dropped: u64,
+    /// Blocks counted as changed only because a crash left their regions marked, since the snapshot
+    /// was taken.
+    pub crash_blocks: u64,
 }
 
 /// The change map itself can no longer be trusted: the chain has ended (in [`Status::flags`]).
 pub const STATUS_CHAIN_BROKEN: u32 = 1;
+/// Changes are not recorded on disk: a crash would end the chain (in [`Status::flags`]).
+pub const STATUS_NOT_RECORDED: u32 = 2;
 
 /// A run of 4096-byte blocks of the origin.
 #[repr(C)]
@@ -295,6 +310,7 @@ plain!(
     AutoExpandParams,
     Info,
     DropSnapshotParams,
+    ReleaseParams,
     Status,
     Extent,
     ExtentsParams,
@@ -339,6 +355,9 @@ pub const DROP_SNAPSHOT: u32 = ioc(WRITE, 32, size_of::<DropSnapshotParams>());
 pub const STATUS: u32 = ioc(READ | WRITE, 33, size_of::<Status>());
 /// Lists changed blocks or the COW file's own blocks ([`ExtentsParams`]).
 pub const EXTENTS: u32 = ioc(READ | WRITE, 34, size_of::<ExtentsParams>());
+/// Seals the COW file of a device whose filesystem is not mounted, and lets go of the device without
+/// removing the file ([`ReleaseParams`]): a reload picks it up again.
+pub const RELEASE: u32 = ioc(WRITE, 35, size_of::<ReleaseParams>());
 
 // The numbers and offsets that the C driver's clients were compiled with.
 const _: () = {
@@ -373,7 +392,8 @@ const _: () = {
     assert!(size_of::<Info>() == 8272);
 
     assert!(size_of::<DropSnapshotParams>() == 8);
-    assert!(size_of::<Status>() == 128);
+    assert!(size_of::<Status>() == 136);
+    assert!(size_of::<ReleaseParams>() == 8);
     assert!(size_of::<Extent>() == 16);
     assert!(size_of::<ExtentsParams>() == 32);
 };

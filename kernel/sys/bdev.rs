@@ -57,6 +57,12 @@ impl Bdev {
         unsafe { (*self.as_ptr()).bd_nr_sectors }
     }
 
+    /// The disk has been removed: what is sent to it fails.
+    pub(crate) fn is_gone(self) -> bool {
+        // SAFETY: Valid by the type invariant, and with it the disk.
+        unsafe { super::ffi_fs::dbd_bdev_gone(self.as_ptr()) }
+    }
+
     /// Waits for I/O that has entered the device's queue (see `shim.c`). May sleep.
     pub(crate) fn drain(self) {
         // SAFETY: Valid by the type invariant.

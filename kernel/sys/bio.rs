@@ -15,6 +15,8 @@ const OP_MASK: u32 = (1 << bindings::REQ_OP_BITS) - 1;
 pub(crate) enum Status {
     Ok,
     IoError,
+    /// EBUSY for the reader.
+    Busy,
 }
 
 impl Status {
@@ -23,6 +25,8 @@ impl Status {
             Status::Ok => bindings::BLK_STS_OK as _,
             // `BLK_STS_IOERR`, a cast macro that bindgen skips (`include/linux/blk_types.h`).
             Status::IoError => 10,
+            // `BLK_STS_DEV_RESOURCE`, likewise: the one that `blk_errors` turns into EBUSY.
+            Status::Busy => 13,
         }
     }
 }
@@ -144,6 +148,13 @@ impl HeldBio {
         }
     }
 
+    /// Addresses it to another device, at the same sector. Only inside the `submit_bio` of the disk that
+    /// it was addressed to.
+    pub(crate) fn set_device(&mut self, to: Bdev) {
+        // SAFETY: We own the bio; the device is valid.
+        unsafe { ffi::dbd_bio_set_dev(self.0.as_ptr(), to.as_ptr()) }
+    }
+
     /// Sends it on its way. The probe does not see it again. May sleep.
     pub(crate) fn resubmit(self) {
         // SAFETY: We own the bio and give it up here.
@@ -232,6 +243,11 @@ impl BioStack {
     pub(crate) fn push(&self, bio: HeldBio) {
         // SAFETY: We own the bio.
         unsafe { push_raw(&self.0, bio.into_raw()) }
+    }
+
+    /// Whether there is nothing to take.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.load(Ordering::Acquire).is_null()
     }
 
     /// Takes everything, oldest first.
@@ -330,6 +346,21 @@ impl BioList {
             self.tail = null_mut();
         }
         Some(bio)
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// Shows all of them, oldest first.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(BioRef<'_>)) {
+        let mut at = self.head;
+        while let Some(bio) = NonNull::new(at) {
+            f(BioRef(bio, PhantomData));
+            // SAFETY: One of ours; `&self` keeps the chain as it is.
+            at = unsafe { (*bio.as_ptr()).bi_next };
+        }
     }
 
     /// Appends all of `other`.

@@ -204,6 +204,13 @@ impl<T> PoolBio<T> {
         unsafe { bindings::__bio_add_page(self.bio.as_ptr(), page.into_raw().as_ptr(), len, 0) }
     }
 
+    /// Adds a page of memory that the caller keeps until the bio has completed; the bio must have
+    /// room.
+    pub(super) fn add_memory(&mut self, page: NonNull<u8>) {
+        // SAFETY: The caller asked for room and keeps the page, which is a kernel address.
+        unsafe { ffi::dbd_bio_add_memory(self.bio.as_ptr(), page.as_ptr()) }
+    }
+
     /// Number of pages added and not yet known to be taken.
     pub(crate) fn pages(&self) -> u16 {
         // SAFETY: We own the bio.

@@ -71,6 +71,22 @@ impl OpenDevice {
         }
     }
 
+    /// Takes a handle again, on the device number `dev`, which is the same place of the same disk. No
+    /// effect while there is one.
+    pub(crate) fn reopen(&self, dev: bindings::dev_t) -> Result {
+        if !self.file.load(Ordering::Acquire).is_null() {
+            return Ok(());
+        }
+        // SAFETY: No preconditions.
+        let file = from_err_ptr(unsafe { ffi::dbd_bdev_open(dev) })?;
+        let old = self.file.swap(file, Ordering::AcqRel);
+        if !old.is_null() {
+            // SAFETY: By the type invariant; nobody else got the pointer out.
+            unsafe { bindings::__fput_sync(old) };
+        }
+        Ok(())
+    }
+
     /// The device. Valid for as long as `self` lives.
     pub(crate) fn bdev(&self) -> Bdev {
         self.bdev

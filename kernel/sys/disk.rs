@@ -19,6 +19,11 @@ pub(crate) trait BioDriver: Send + Sync + 'static {
     /// Takes a bio. Called in the submitter's task, possibly inside another `submit_bio`: must not
     /// wait for other bios.
     fn submit(this: ArcBorrow<'_, Self>, bio: HeldBio);
+
+    /// Whether somebody may open the disk now; the error is what the opener gets.
+    fn may_open(&self) -> Result {
+        Ok(())
+    }
 }
 
 struct DiskData<T> {
@@ -52,11 +57,14 @@ unsafe extern "C" fn open<T: BioDriver>(
     _mode: bindings::blk_mode_t,
 ) -> c_int {
     // SAFETY: As in `submit`; called under `open_mutex`, which guards `closing`.
-    let closing = unsafe { *(*(*disk).private_data.cast::<DiskData<T>>()).closing.get() };
-    if closing {
-        ENXIO.to_errno()
-    } else {
-        0
+    let data = unsafe { &*(*disk).private_data.cast::<DiskData<T>>() };
+    // SAFETY: As above.
+    if unsafe { *data.closing.get() } {
+        return ENXIO.to_errno();
+    }
+    match data.driver.may_open() {
+        Ok(()) => 0,
+        Err(e) => e.to_errno(),
     }
 }
 

@@ -25,6 +25,7 @@ extern "C" {
     pub(super) fn dbd_disk_reopen(disk: *mut bindings::gendisk, closing: *mut bool);
     pub(super) fn dbd_queue_drain(bdev: *mut bindings::block_device);
     pub(super) fn dbd_bio_inc_remaining(bio: *mut bindings::bio);
+    pub(super) fn dbd_bio_set_dev(bio: *mut bindings::bio, bdev: *mut bindings::block_device);
     pub(super) fn dbd_bio_fill(
         bio: *mut bindings::bio,
         skip: c_uint,
@@ -32,6 +33,8 @@ extern "C" {
         src: *mut bindings::page,
         src_offset: c_uint,
     );
+    pub(super) fn dbd_flush_delayed(work: *mut bindings::work_struct);
+    pub(super) fn dbd_bio_add_memory(bio: *mut bindings::bio, page: *mut u8);
     pub(super) fn dbd_alloc_page() -> *mut bindings::page;
     pub(super) fn dbd_get_page(page: *mut bindings::page);
     pub(super) fn dbd_put_page(page: *mut bindings::page);

@@ -59,6 +59,10 @@ extern "C" {
         sb: *mut bindings::super_block,
         bdev: *mut bindings::block_device,
     ) -> bool;
+    pub(super) fn dbd_sb_is_at(
+        sb: *mut bindings::super_block,
+        bdev: *mut bindings::block_device,
+    ) -> bool;
     pub(super) fn dbd_sb_is_simple(sb: *mut bindings::super_block) -> bool;
     pub(super) fn dbd_sb_read_only(sb: *mut bindings::super_block) -> bool;
     pub(super) fn dbd_sb_get_active(sb: *mut bindings::super_block) -> bool;
@@ -81,6 +85,11 @@ extern "C" {
         name: *const c_char,
         out: *mut bindings::path,
     ) -> c_int;
+    pub(super) fn dbd_lookup_below(
+        root: *const bindings::path,
+        path: *const c_char,
+        out: *mut bindings::path,
+    ) -> c_int;
     pub(super) fn dbd_free_space(
         path: *const bindings::path,
         all: *mut u64,
@@ -101,6 +110,15 @@ extern "C" {
 
     pub(super) fn dbd_file_path(file: *mut bindings::file) -> *const bindings::path;
     pub(super) fn dbd_file_inode(file: *mut bindings::file) -> *mut bindings::inode;
+    pub(super) fn dbd_inode_number(inode: *mut bindings::inode) -> u64;
+    pub(super) fn dbd_inode_generation(inode: *mut bindings::inode) -> u32;
+    pub(super) fn dbd_adopt_inode(
+        sb: *mut bindings::super_block,
+        ino: u64,
+        generation: u32,
+        out: *mut *mut bindings::inode,
+    ) -> c_int;
+    pub(super) fn dbd_bdev_gone(bdev: *mut bindings::block_device) -> bool;
     pub(super) fn dbd_inode_traits(inode: *mut bindings::inode) -> c_uint;
     pub(super) fn dbd_inode_size(inode: *mut bindings::inode) -> u64;
     pub(super) fn dbd_inode_blocks(inode: *mut bindings::inode) -> u64;

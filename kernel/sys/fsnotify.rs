@@ -109,6 +109,19 @@ impl InodeWatch {
     /// Marks an open file. `handler` may be called as soon as the file is closed.
     pub(crate) fn new(file: &OpenFile, handler: Arc<dyn UnmountHandler>) -> Result<Self> {
         let inode = NonNull::new(file.inode()).ok_or(EINVAL)?;
+        // SAFETY: The open file holds its inode.
+        unsafe { Self::of(inode, handler) }
+    }
+
+    /// Marks an inode. `handler` may be called at once.
+    ///
+    /// # Safety
+    ///
+    /// The inode is valid during the call, and its filesystem is not past its unmount.
+    pub(super) unsafe fn of(
+        inode: NonNull<bindings::inode>,
+        handler: Arc<dyn UnmountHandler>,
+    ) -> Result<Self> {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 state <- new_mutex!(State {
@@ -120,7 +133,7 @@ impl InodeWatch {
         )?;
         let mut mark = core::ptr::null_mut();
         let owner = shared.clone().into_foreign();
-        // SAFETY: The open file holds its inode; `owner` is handed over in every case. `Watches`
+        // SAFETY: The inode is valid by the contract; `owner` is handed over in every case. `Watches`
         // exists as long as the module has files.
         to_result(unsafe { ffi::dbd_watch_add(inode.as_ptr(), owner, &mut mark) })?;
         // INVARIANT: Just added.

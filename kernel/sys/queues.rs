@@ -43,13 +43,15 @@ impl Drop for OwnQueue {
     }
 }
 
-/// The two queues of a tracked device. Two, because work that waits for a bio of a bounded pool must
-/// not occupy the rescuer that the work which frees those bios needs.
+/// The queues of a tracked device. Several, because work that waits for a bio of a bounded pool, or for
+/// a write, must not occupy the rescuer that the work which frees those bios needs.
 pub(crate) struct Queues {
     /// Work that allocates bios: claiming, copying, repeating reads.
     pub(crate) issue: OwnQueue,
     /// Work that only frees and hands back: what `issue` may be waiting for.
     pub(crate) finish: OwnQueue,
+    /// The region log: waits for its own writes.
+    pub(crate) log: OwnQueue,
 }
 
 impl Queues {
@@ -57,12 +59,14 @@ impl Queues {
         Ok(Self {
             issue: OwnQueue::new(c"dattobd-issue", minor)?,
             finish: OwnQueue::new(c"dattobd-finish", minor)?,
+            log: OwnQueue::new(c"dattobd-log", minor)?,
         })
     }
 
-    /// Waits for all work queued so far; two rounds, as each queue may feed the other.
+    /// Waits for all work queued so far; two rounds, as each queue may feed the others.
     pub(crate) fn flush(&self) {
         for _ in 0..2 {
+            self.log.flush();
             self.issue.flush();
             self.finish.flush();
         }

@@ -6,10 +6,13 @@
 //! its users succeeds at once, and what is left of it happens when the reference is dropped, in our
 //! task. So nothing that the unmount callback takes may be held then.
 
-use super::{block_device::OpenDevice, ffi_fs as ffi};
+use super::{
+    bdev::Bdev, block_device::OpenDevice, ffi_fs as ffi, fsnotify::InodeWatch, vfs::FileId,
+};
+use crate::events::UnmountHandler;
 use core::ptr::NonNull;
 use kernel::{
-    bindings, error::from_err_ptr, error::to_result, ffi::c_int, ffi::c_void, prelude::*,
+    bindings, error::from_err_ptr, error::to_result, ffi::c_int, ffi::c_void, prelude::*, sync::Arc,
 };
 
 /// More block device filesystems than a kernel has.
@@ -156,6 +159,83 @@ pub(crate) fn find_on(device: &OpenDevice) -> Option<ActiveSuper> {
         unsafe { bindings::module_put((*fs).owner) };
     }
     search.writable.or(search.read_only)
+}
+
+/// What [`adopt`] has found.
+pub(crate) struct Adopted {
+    pub(crate) watch: Result<InodeWatch>,
+    /// Size of the device that the filesystem is on, in sectors.
+    pub(crate) sectors: u64,
+    /// That device's number.
+    pub(crate) dev: bindings::dev_t,
+}
+
+struct Adoption<'a> {
+    at: Bdev,
+    id: FileId,
+    handler: &'a Arc<dyn UnmountHandler>,
+    found: Option<Adopted>,
+}
+
+/// # Safety
+///
+/// `sb` is valid and locked (`s_umount`), `arg` points to an `Adoption`.
+unsafe extern "C" fn try_adopt(sb: *mut bindings::super_block, arg: *mut c_void) {
+    // SAFETY: By the contract; the caller of `iterate_supers_type` uses it for nothing else meanwhile.
+    let adoption = unsafe { &mut *arg.cast::<Adoption<'_>>() };
+    // SAFETY: Both valid.
+    if adoption.found.is_some() || !unsafe { ffi::dbd_sb_is_at(sb, adoption.at.as_ptr()) } {
+        return;
+    }
+    // SAFETY: `dbd_sb_is_at` has seen that there is a device, which the superblock holds.
+    let (sectors, dev) =
+        unsafe { ((*(*sb).s_bdev).bd_nr_sectors, (*(*sb).s_bdev).bd_dev) };
+    let mut inode = core::ptr::null_mut();
+    // SAFETY: Valid and locked; `inode` is written to on success.
+    let result = to_result(unsafe {
+        ffi::dbd_adopt_inode(sb, adoption.id.ino, adoption.id.generation, &mut inode)
+    });
+    let watch = result.and_then(|()| {
+        let inode = NonNull::new(inode).ok_or(EINVAL)?;
+        // SAFETY: We hold a reference on the inode, and `s_umount`, which its unmount needs.
+        let watch = unsafe { InodeWatch::of(inode, adoption.handler.clone()) };
+        if watch.is_err() {
+            // SAFETY: Valid; `dbd_adopt_inode` protected it.
+            unsafe { ffi::dbd_inode_unprotect(inode.as_ptr()) };
+        }
+        // SAFETY: The reference that `dbd_adopt_inode` gave.
+        unsafe { bindings::iput(inode.as_ptr()) };
+        watch
+    });
+    adoption.found = Some(Adopted { watch, sectors, dev });
+}
+
+/// If a filesystem is mounted from the place of `at`: protects the file `id` in it and watches it. No
+/// reference on the filesystem is held at any moment, so that an unmount is never ours to finish.
+///
+/// Waits for filesystems that are being mounted, unmounted or frozen at the moment: call it with
+/// nothing frozen and no lock that the handler takes.
+pub(crate) fn adopt(
+    at: Bdev,
+    id: FileId,
+    handler: &Arc<dyn UnmountHandler>,
+) -> Option<Adopted> {
+    let mut types: [*mut bindings::file_system_type; MAX_TYPES] =
+        [core::ptr::null_mut(); MAX_TYPES];
+    let mut adoption = Adoption { at, id, handler, found: None };
+    // SAFETY: Room for `MAX_TYPES` pointers.
+    let n = unsafe { ffi::dbd_block_filesystems(types.as_mut_ptr(), MAX_TYPES as u32) };
+    for &fs in types.iter().take(n as usize) {
+        if adoption.found.is_none() {
+            // SAFETY: `fs` is a registered type whose module is held; `try_adopt` gets what it wants.
+            unsafe {
+                bindings::iterate_supers_type(fs, Some(try_adopt), (&raw mut adoption).cast());
+            }
+        }
+        // SAFETY: `dbd_block_filesystems` took this reference.
+        unsafe { bindings::module_put((*fs).owner) };
+    }
+    adoption.found
 }
 
 /// A filesystem frozen by us; thawed on drop.

@@ -33,6 +33,13 @@ impl Place {
         Self::from_lookup(|out| unsafe { ffi::dbd_lookup_dir(path.as_ptr(), out) })
     }
 
+    /// A file below the root of a mount; symbolic links are followed within it.
+    pub(crate) fn in_mount(mount: &PrivateMount, path: &CStr) -> Result<Self> {
+        let root = mount.root();
+        // SAFETY: The mount is held, and with it its root; NUL-terminated.
+        Self::from_lookup(|out| unsafe { ffi::dbd_lookup_below(&root, path.as_ptr(), out) })
+    }
+
     /// What one name in this directory stands for; a symbolic link is not followed.
     pub(crate) fn entry(&self, name: &CStr) -> Result<Self> {
         // SAFETY: Valid by the type invariant; NUL-terminated; `out` is written to on success.
@@ -155,6 +162,14 @@ impl InodeTraits {
     }
 }
 
+/// What finds a file again in its filesystem, whatever its name has become.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct FileId {
+    pub(crate) ino: u64,
+    /// Tells it from later files of the same number.
+    pub(crate) generation: u32,
+}
+
 /// An open file; closed at once when dropped, not at the task's next return to user space.
 ///
 /// # Invariants
@@ -184,6 +199,16 @@ impl OpenFile {
     pub(super) fn inode(&self) -> *mut bindings::inode {
         // SAFETY: Valid by the type invariant.
         unsafe { ffi::dbd_file_inode(self.as_ptr()) }
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        // SAFETY: Valid by the type invariant; both fields are constant.
+        unsafe {
+            FileId {
+                ino: ffi::dbd_inode_number(self.inode()),
+                generation: ffi::dbd_inode_generation(self.inode()),
+            }
+        }
     }
 
     fn path(&self) -> *const bindings::path {
@@ -369,6 +394,21 @@ impl LiveInode {
                 bindings::O_RDWR as c_int,
             )
         })
+    }
+
+    /// Opens another file of the same filesystem for reading and writing. ESTALE: there is none.
+    pub(crate) fn open_other(&self, id: FileId) -> Result<OpenFile> {
+        let mut inode = core::ptr::null_mut();
+        // SAFETY: The filesystem is held; `inode` is written to on success, and its reference is given
+        // back when the file is open.
+        unsafe {
+            let sb = self.sb.as_ptr();
+            to_result(ffi::dbd_adopt_inode(sb, id.ino, id.generation, &mut inode))?;
+            ffi::dbd_inode_unprotect(inode);
+            let file = ffi::dbd_open_inode(self.mount.as_ptr(), inode, bindings::O_RDWR as c_int);
+            bindings::iput(inode);
+            OpenFile::new(file)
+        }
     }
 
     /// Ends the protection of the file.

@@ -225,6 +225,23 @@ impl BlockMap {
         self.step(block, Entry::Memory(seq), Entry::Disk(file_block))
     }
 
+    /// Enters copies that a former map knew: `len` blocks from `start` on, whose old data lies in the
+    /// COW file from `file_block` on. Before anybody else uses the map. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// No memory, or a block that is not unclaimed.
+    pub fn restore(&self, start: u64, file_block: u64, len: u64) -> Result<(), AllocError> {
+        self.reserve(start, len)?;
+        for i in 0..len {
+            let place = Entry::Disk(file_block.saturating_add(i));
+            if !self.step(start.saturating_add(i), Entry::Unclaimed, place) {
+                return Err(AllocError);
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `f(block, count, entry)` for `len` blocks from `start` on, in order, until it returns
     /// false. `count` is more than one only for unclaimed blocks that have no leaf.
     fn walk(&self, start: u64, len: u64, mut f: impl FnMut(u64, u64, Entry) -> bool) {

@@ -234,6 +234,40 @@ impl ChangeMap {
             .saturating_add(leaves.saturating_mul(size_of::<Leaf>() as u64))
     }
 
+    /// Copies the bits of the blocks from `first_block`, a multiple of 64, on to `out`; zeros behind the
+    /// end. Returns false when all are 0.
+    pub fn copy_words(&self, first_block: u64, out: &mut [u64]) -> bool {
+        let mut any = 0;
+        for (i, word) in (0u64..).zip(out.iter_mut()) {
+            let block = first_block.saturating_add(i.saturating_mul(64));
+            *word = if block < self.blocks {
+                let behind = self.blocks.saturating_sub(block).min(64);
+                self.word(block) & mask(0, behind)
+            } else {
+                0
+            };
+            any |= *word;
+        }
+        any != 0
+    }
+
+    /// Marks what is set in `words`, which stand for the blocks from `first_block` on. May sleep.
+    pub fn mark_words(&self, first_block: u64, words: impl Iterator<Item = u64>) {
+        for (i, word) in (0u64..).zip(words) {
+            let base = first_block.saturating_add(i.saturating_mul(64));
+            let mut left = word;
+            while left != 0 {
+                let from = u64::from(left.trailing_zeros());
+                let len = u64::from(left.wrapping_shr(from as u32).trailing_ones());
+                let start = base.saturating_add(from);
+                let end = start.saturating_add(len).min(self.blocks);
+                self.mark_pieces(start, end, Context::Sleep);
+                left &= !mask(from, from.saturating_add(len).min(64));
+            }
+        }
+        fence(Ordering::SeqCst);
+    }
+
     /// Writes the COW file's index entries of the blocks from `first_block` on to `out`: 1 for a
     /// marked block, 0 for others and behind the end. Returns false when all are 0.
     pub fn fill_index(&self, first_block: u64, out: &mut [u64]) -> bool {

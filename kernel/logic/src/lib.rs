@@ -33,11 +33,14 @@ pub mod sync;
 
 pub mod block_map;
 pub mod change_map;
+pub mod crc32c;
 pub mod decide;
 pub mod errno;
 pub mod extents;
 pub mod lazy;
+pub mod private_format;
 pub mod read_plan;
+pub mod regions;
 pub mod sizes;
 pub mod space;
 pub mod state;

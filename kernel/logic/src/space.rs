@@ -182,6 +182,24 @@ impl Space {
         }
     }
 
+    /// All that is usable, in ascending order.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + Clone + '_ {
+        (0..self.count.load(Ordering::Acquire)).filter_map(|i| self.segment(i))
+    }
+
+    /// Every usable block below is taken, none from here on.
+    pub fn high_water(&self) -> u64 {
+        self.high_water.load(Ordering::Acquire)
+    }
+
+    /// Takes all usable blocks below `mark`, as a former life of the file had. Before anybody else uses
+    /// this.
+    pub fn restore(&self, mark: u64) {
+        self.high_water.store(mark, Ordering::Release);
+        let used = self.taken_runs().fold(0u64, |n, s| n.saturating_add(s.len));
+        self.used.store(used, Ordering::Relaxed);
+    }
+
     /// Blocks that can hold copies, taken or not.
     pub fn total_blocks(&self) -> u64 {
         self.total.load(Ordering::Relaxed)

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The life of a tracked device between an unmount and the next mount.
+//!
+//! When the filesystem goes away only what belongs to the filesystem is let go of: the inode, the
+//! handle of the block device. Interception, change map, copies and log go on, block by block: the
+//! writes of the unmount itself come after the notice, and so do fsck, dd and mkfs.
+//!
+//! A mount announces itself by the bios that it needs: the probe tells of the first one, which queues a
+//! look ([`Device::look_soon`]); a slow poll makes sure. The COW file is then found by its inode number,
+//! checked to lie where it lay, and protected again.
+
+use crate::sys::errno::ESTALE;
+use kernel::prelude::*;
+use kernel::str::BStr;
+use kernel::sync::Arc;
+use kernel::time::{delay::fsleep, msecs_to_jiffies, Delta};
+
+use crate::cow_create::load_extents;
+use crate::cow_file::CowFile;
+use crate::device::{Device, Live, Watch, POLL, RELEASE};
+use crate::events::UnmountHandler;
+use crate::identity;
+use crate::log_seal::Keep;
+use crate::logic::extents::FileExtent;
+use crate::logic::private_format::Sibling;
+use crate::snapshot::Snapshot;
+use crate::snapshot_disk::SnapshotDisk;
+use crate::sys::superblock;
+use crate::sys::vfs::FileId;
+
+/// How often an unmounted device is looked at when nobody uses it, in milliseconds. Then, too, a
+/// device that was quiet all that time is sealed.
+const POLL_MS: u32 = 2000;
+/// How soon after its first bio a mount is looked for: no more than so often while a device that is not
+/// mounted is in use.
+const SOON_MS: i64 = 20;
+
+impl Device {
+    /// The filesystem goes away. In the task that unmounts, under `s_umount`: waits for nothing but one
+    /// write to the log.
+    pub(crate) fn filesystem_gone(this: &Arc<Self>) {
+        let mut view = this.view.lock();
+        if view.unmounted {
+            return;
+        }
+        view.unmounted = true;
+        let (tracker, running, log) =
+            (view.tracker.clone(), view.running.clone(), view.log.clone());
+        drop(view);
+        if let Some(snapshot) = running.as_ref() {
+            snapshot.set_mounted(false);
+        }
+        if let Some(tracker) = tracker.as_ref() {
+            tracker.listen(true);
+        }
+        if let Some(log) = log.as_ref() {
+            // What goes wrong ends the record, which says so itself.
+            let _ = log.update_root(|root| root.mounted = false);
+        }
+        Self::queue::<RELEASE>(this);
+    }
+
+    /// Lets go of the filesystem and the block device after an unmount, in a work item: not in the
+    /// callback, which an operation on this device may be waiting for.
+    pub(crate) fn let_go(this: &Arc<Self>) {
+        let mut op = this.op.lock();
+        let Some(live) = (*op).as_mut() else { return };
+        if !this.unmounted() {
+            return;
+        }
+        if let Some(file) = live.file.as_mut().filter(|file| file.is_gone()) {
+            file.unmounted();
+        }
+        // Nobody finds the device busy because of us: it may be repartitioned, or go away.
+        live.origin.close();
+        Self::look_later(this);
+    }
+
+    /// The work item behind the first bio.
+    pub(crate) fn look_soon(this: &Arc<Self>) {
+        fsleep(Delta::from_millis(SOON_MS));
+        Self::look_for_mount(this);
+    }
+
+    /// The work item behind the poll.
+    pub(crate) fn poll_for_mount(this: &Arc<Self>) {
+        if Self::look_for_mount(this) {
+            Self::look_later(this);
+        }
+    }
+
+    /// Starts to poll, if that is not done yet.
+    pub(crate) fn look_later(this: &Arc<Self>) {
+        let delay = msecs_to_jiffies(POLL_MS);
+        let _ = this.outlet.queue().enqueue_delayed::<_, POLL>(this.clone(), delay);
+    }
+
+    /// Looks whether the filesystem is mounted again. Whether to go on looking.
+    fn look_for_mount(this: &Arc<Self>) -> bool {
+        let mut op = this.op.lock();
+        let Some(live) = (*op).as_mut() else { return false };
+        let Some(tracker) = live.tracker.clone() else { return false };
+        if !this.unmounted() || this.chain_error() != 0 {
+            tracker.listen(false);
+            return false;
+        }
+        if live.origin.device().is_gone() {
+            this.end_chain(ENODEV);
+            return false;
+        }
+        // Before looking: a mount that begins now announces itself again.
+        let quiet = !tracker.rearm();
+        match Self::adopt(this, live) {
+            Ok(true) => {
+                tracker.listen(false);
+                this.show(live);
+                return false;
+            }
+            Ok(false) => {}
+            Err(e) => {
+                this.end_chain(e);
+                return false;
+            }
+        }
+        if quiet {
+            if let Some(log) = live.log.as_ref() {
+                // A power cut from now on costs nothing, until the next write. Failure ends the
+                // record, which says so itself.
+                let _ = log.seal(live.snapshot.as_ref(), Keep::Changes);
+            }
+        }
+        true
+    }
+
+    /// The tracking cannot be trusted any more.
+    fn end_chain(&self, error: Error) {
+        if self.break_chain(error.to_errno()) {
+            self.report();
+        }
+    }
+
+    /// Joins the mounted filesystem, if there is one. False: there is none.
+    ///
+    /// # Errors
+    ///
+    /// Why the chain has ended: it is mounted, but the COW file is not what it was.
+    fn adopt(this: &Arc<Self>, live: &mut Live) -> Result<bool> {
+        let handler: Arc<dyn UnmountHandler> = Arc::new(Watch(this.clone()), GFP_KERNEL)?;
+        let file = live.file.as_mut().ok_or(EINVAL)?;
+        let Some(found) = superblock::adopt(live.origin.device(), file.id, &handler) else {
+            return Ok(false);
+        };
+        let say = |why: &str| {
+            pr_err!(
+                "datto{}: {} is mounted, but {}: {}\n",
+                this.minor(),
+                BStr::from_bytes(this.bdev_path().to_bytes()),
+                "its COW file cannot be used any more",
+                why
+            );
+        };
+        if found.sectors.saturating_mul(512) != live.geometry.origin_bytes {
+            say("the device has another size");
+            return Err(EINVAL);
+        }
+        match found.watch {
+            Ok(watch) => file.watch = Some(watch),
+            Err(e) if e == ESTALE => {
+                say("the file is gone");
+                return Err(ENOENT);
+            }
+            Err(e) => {
+                say("it could not be protected");
+                return Err(e);
+            }
+        }
+        this.view.lock().unmounted = false;
+        // The handle keeps the device as a mount does; without it I/O works just as well.
+        let _ = live.origin.reopen(found.dev);
+        match still_there(file) {
+            Ok(true) => {}
+            Ok(false) => {
+                say("it lies somewhere else");
+                return Err(ESTALE);
+            }
+            // Unmounted again: the callback may have come before we took note of the mount.
+            Err(e) if e == ESTALE => {
+                this.view.lock().unmounted = true;
+                file.unmounted();
+                live.origin.close();
+                return Ok(false);
+            }
+            // Frozen, or no memory: it lay there when it was set up, and nobody could move it.
+            Err(e) => this.step_error("comparing the COW file", e),
+        }
+        this.joined(live);
+        Ok(true)
+    }
+
+    /// The filesystem is mounted, the COW file is in our hands.
+    fn joined(&self, live: &mut Live) {
+        self.record_identity(live);
+        self.complete_predecessor(live);
+        self.view.lock().unverified = false;
+        if let Some(snapshot) = live.snapshot.as_ref() {
+            snapshot.set_mounted(true);
+            if live.disk.is_none() {
+                match SnapshotDisk::add(self.minor(), snapshot.clone()) {
+                    Ok(disk) => live.disk = Some(disk),
+                    Err(e) => {
+                        pr_err!("datto{}: no snapshot node: error {}\n", self.minor(), e.to_errno());
+                        Snapshot::fail(snapshot.as_arc_borrow(), e);
+                    }
+                }
+            }
+        }
+        pr_info!(
+            "datto{}: {} is mounted, tracking goes on\n",
+            self.minor(),
+            BStr::from_bytes(self.bdev_path().to_bytes())
+        );
+    }
+
+    /// Notes on disk which life of the filesystem this is, so that a reload can tell whether somebody
+    /// else has mounted it in between.
+    pub(crate) fn record_identity(&self, live: &Live) {
+        let Some(log) = live.log.as_ref() else { return };
+        let read = identity::read(&mut log.lock());
+        match read {
+            Ok(now) => {
+                let _ = log.update_root(|root| {
+                    root.identity = now;
+                    root.mounted = true;
+                });
+            }
+            Err(e) => self.step_error("reading the superblock", e),
+        }
+    }
+
+    /// A crash or an unmount has interrupted the hand-over of the file before: completes it.
+    fn complete_predecessor(&self, live: &Live) {
+        let (Some(log), Some(file)) = (live.log.as_ref(), live.file.as_ref()) else {
+            return;
+        };
+        let predecessor = log.lock().root.predecessor;
+        if predecessor.nonce == 0 {
+            return;
+        }
+        let id = FileId {
+            ino: predecessor.ino,
+            generation: predecessor.igen,
+        };
+        match file.hand_over_other(id, &predecessor, &live.origin) {
+            Ok(()) => pr_info!("datto{}: the COW file before this one is complete now\n", self.minor()),
+            // Deleted meanwhile: nobody wants it.
+            Err(e) if e == ENOENT || e == ESTALE => {}
+            Err(e) => {
+                // The next mount tries again.
+                pr_err!(
+                    "datto{}: the COW file before this one could not be completed: error {}\n",
+                    self.minor(),
+                    e.to_errno()
+                );
+                return;
+            }
+        }
+        let _ = log.update_root(|root| root.predecessor = Sibling::default());
+    }
+
+    /// Logs what went wrong in a step that can be done without.
+    pub(crate) fn step_error(&self, what: &str, e: Error) {
+        pr_warn!("datto{}: {}: error {}\n", self.minor(), what, e.to_errno());
+    }
+
+    /// The machine goes down: makes the COW file exact, while nobody writes any more. Waits for no
+    /// operation.
+    pub(crate) fn shut_down(&self) {
+        let view = self.view.lock();
+        let (log, running) = (view.log.clone(), view.running.clone());
+        drop(view);
+        if let Some(log) = log {
+            match log.seal(running.as_ref(), Keep::Snapshot) {
+                Ok(()) => pr_info!("datto{}: sealed\n", self.minor()),
+                Err(e) => self.step_error("sealing", e),
+            }
+        }
+    }
+}
+
+/// Whether the file lies where we think; what it may have gained at its end does not matter.
+fn still_there(file: &CowFile) -> Result<bool> {
+    let live = file.enter()?;
+    let open = live.open()?;
+    let now = load_extents(file.place, file.path_in_fs(), &open)?;
+    Ok(is_prefix(file.extents(), &now))
+}
+
+/// All blocks of `part` are at the same places in `all`.
+fn is_prefix(part: &[FileExtent], all: &[FileExtent]) -> bool {
+    part.iter().all(|e| {
+        crate::logic::extents::locate(all, e.file_block)
+            .is_some_and(|(block, run)| block == e.origin_block && run >= e.len)
+    })
+}

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The private blocks of a COW file: how they are written and what is believed when they are read.
+//! `docs/formats.md` gives the layout and the argument why nothing is missed after a crash.
+//!
+//! Every block starts with an envelope: kind, CRC32C, the file's nonce, the block's own number, a
+//! generation. Preallocated space may hold valid blocks of an older file: the nonce tells them apart,
+//! the number catches a block at a wrong place. A block of the region log consists of eight sectors
+//! with an envelope each, so that a torn write leaves every sector whole: the old one or the new one.
+//!
+//! No allocation; any context.
+
+use super::abi::cow::{BLOCK_SIZE, SECTOR_GROUPS};
+use super::crc32c::crc32c;
+use super::extents::FileExtent;
+
+/// A block.
+pub type Block = [u8; BLOCK_SIZE as usize];
+
+/// Bytes of a block's envelope.
+pub const ENVELOPE: usize = 32;
+/// Bytes of a log sector's envelope.
+const SECTOR_ENVELOPE: usize = 24;
+const SECTOR: usize = 512;
+
+/// What a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One of the two roots.
+    Root,
+    /// A list of the file's extents.
+    Extents,
+    /// The change map of one group.
+    Bitmap,
+    /// Where the copies of a sealed snapshot are.
+    CopyMap,
+}
+
+const LOG_MAGIC: u32 = u32::from_le_bytes(*b"dbdL");
+
+impl Kind {
+    const fn magic(self) -> u32 {
+        u32::from_le_bytes(match self {
+            Kind::Root => *b"dbdR",
+            Kind::Extents => *b"dbdE",
+            Kind::Bitmap => *b"dbdB",
+            Kind::CopyMap => *b"dbdC",
+        })
+    }
+}
+
+/// Puts `bytes` at byte `at`; what would not fit is left out (all callers stay within the block).
+pub fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
+    for (to, from) in block.iter_mut().skip(at).zip(bytes) {
+        *to = *from;
+    }
+}
+
+fn get<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    for (to, from) in out.iter_mut().zip(block.iter().skip(at)) {
+        *to = *from;
+    }
+    out
+}
+
+/// The u64 at byte `at`.
+pub fn get_u64(block: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(get(block, at))
+}
+
+/// The u32 at byte `at`.
+pub fn get_u32(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(get(block, at))
+}
+
+/// Completes a block whose content, behind [`ENVELOPE`], has been filled in.
+pub fn seal(block: &mut Block, kind: Kind, nonce: u64, number: u64, generation: u64) {
+    put(block, 0, &kind.magic().to_le_bytes());
+    put(block, 4, &[0; 4]);
+    put(block, 8, &nonce.to_le_bytes());
+    put(block, 16, &number.to_le_bytes());
+    put(block, 24, &generation.to_le_bytes());
+    let crc = crc32c(&[block]);
+    put(block, 4, &crc.to_le_bytes());
+}
+
+/// The generation of a block, if it is what it should be.
+pub fn check(block: &Block, kind: Kind, nonce: u64, number: u64) -> Option<u64> {
+    let (head, rest) = block.split_at_checked(8)?;
+    let crc = crc32c(&[head.get(..4)?, &[0; 4], rest]);
+    let good = get_u32(block, 0) == kind.magic()
+        && get_u32(block, 4) == crc
+        && get_u64(block, 8) == nonce
+        && get_u64(block, 16) == number;
+    good.then(|| get_u64(block, 24))
+}
+
+/// Writes a block of the region log: `words` of its groups, fewer in the last one.
+pub fn encode_log(block: &mut Block, nonce: u64, number: u64, words: &[u32]) {
+    let per_sector = SECTOR_GROUPS as usize;
+    let mut chunks = words.chunks(per_sector);
+    for (i, sector) in (0u64..).zip(block.chunks_mut(SECTOR)) {
+        sector.fill(0);
+        put(sector, 0, &LOG_MAGIC.to_le_bytes());
+        put(sector, 8, &nonce.to_le_bytes());
+        let number = number.saturating_mul(8).saturating_add(i);
+        put(sector, 16, &number.to_le_bytes());
+        for (k, word) in chunks.next().unwrap_or(&[]).iter().enumerate() {
+            let at = SECTOR_ENVELOPE.saturating_add(k.saturating_mul(4));
+            put(sector, at, &word.to_le_bytes());
+        }
+        let crc = crc32c(&[sector]);
+        put(sector, 4, &crc.to_le_bytes());
+    }
+}
+
+/// Reads a block of the region log. The words of a sector that cannot be trusted become `bad`.
+/// Returns how many sectors that were.
+pub fn decode_log(block: &Block, nonce: u64, number: u64, bad: u32, words: &mut [u32]) -> u32 {
+    let mut untrusted = 0u32;
+    let chunks = words.chunks_mut(SECTOR_GROUPS as usize);
+    for ((i, sector), words) in (0u64..).zip(block.chunks(SECTOR)).zip(chunks) {
+        let number = number.saturating_mul(8).saturating_add(i);
+        let crc = crc32c(&[
+            sector.get(..4).unwrap_or(&[]),
+            &[0; 4],
+            sector.get(8..).unwrap_or(&[]),
+        ]);
+        let good = get_u32(sector, 0) == LOG_MAGIC
+            && get_u32(sector, 4) == crc
+            && get_u64(sector, 8) == nonce
+            && get_u64(sector, 16) == number;
+        if !good {
+            untrusted = untrusted.saturating_add(1);
+        }
+        for (k, word) in words.iter_mut().enumerate() {
+            let at = SECTOR_ENVELOPE.saturating_add(k.saturating_mul(4));
+            *word = if good { get_u32(sector, at) } else { bad };
+        }
+    }
+    untrusted
+}
+
+/// Bytes of an extent in a list.
+const EXTENT: usize = 24;
+/// Extents that fit into a block of a list.
+pub const EXTENTS_PER_BLOCK: usize = (BLOCK_SIZE as usize - ENVELOPE) / EXTENT;
+
+/// Fills in a block of a list of extents.
+pub fn encode_extents(block: &mut Block, list: &[FileExtent]) {
+    block.fill(0);
+    for (i, e) in list.iter().take(EXTENTS_PER_BLOCK).enumerate() {
+        let at = ENVELOPE.saturating_add(i.saturating_mul(EXTENT));
+        put(block, at, &e.file_block.to_le_bytes());
+        put(block, at.saturating_add(8), &e.origin_block.to_le_bytes());
+        put(block, at.saturating_add(16), &e.len.to_le_bytes());
+    }
+}
+
+/// Extent number `i` of a block of a list.
+pub fn decode_extent(block: &Block, i: usize) -> FileExtent {
+    let at = ENVELOPE.saturating_add(i.saturating_mul(EXTENT));
+    FileExtent {
+        file_block: get_u64(block, at),
+        origin_block: get_u64(block, at.saturating_add(8)),
+        len: get_u64(block, at.saturating_add(16)),
+    }
+}
+
+/// How far the life of a file has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootState {
+    /// In use: changes are the bitmap and all regions that are marked.
+    Live,
+    /// Closed in good order: the bitmap is exact, no region is marked.
+    Sealed,
+    /// Made for the next snapshot, whose point may not have come: the predecessor counts.
+    Prepared,
+    /// The next file has taken over. The bitmap is the final change map, whatever is marked.
+    Closed,
+    /// Not to be believed any more.
+    Poisoned,
+}
+
+impl RootState {
+    const fn encode(self) -> u32 {
+        match self {
+            RootState::Live => 1,
+            RootState::Sealed => 2,
+            RootState::Prepared => 3,
+            RootState::Poisoned => 4,
+            RootState::Closed => 5,
+        }
+    }
+
+    const fn decode(raw: u32) -> Option<Self> {
+        Some(match raw {
+            1 => RootState::Live,
+            2 => RootState::Sealed,
+            3 => RootState::Prepared,
+            4 => RootState::Poisoned,
+            5 => RootState::Closed,
+            _ => return None,
+        })
+    }
+}
+
+/// Another COW file of the same chain, as one names it on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sibling {
+    /// Its nonce; 0: there is none.
+    pub nonce: u64,
+    /// Where its roots lie, in blocks of the origin.
+    pub roots: [u64; 2],
+    /// Inode number and generation.
+    pub ino: u64,
+    /// See `ino`.
+    pub igen: u32,
+}
+
+/// What tells one life of a filesystem from another (its superblock changes at each mount).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// 0: not recorded; else the first four bytes of the filesystem's name.
+    pub fs: u32,
+    /// CRC32C of what stays the same from a mount until the next.
+    pub life: u32,
+    /// CRC32C of the whole first block and the log's head: exact as long as nobody writes.
+    pub exact: u32,
+}
+
+/// Extents of the private blocks themselves that a root has room for.
+pub const ROOT_EXTENTS: usize = 100;
+/// Pieces of the copy map that a root has room for.
+pub const ROOT_PIECES: usize = 16;
+
+/// The root of a file's private structures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// How far the file's life has come.
+    pub state: RootState,
+    /// Snapshot mode, else incremental.
+    pub snapshot: bool,
+    /// Its filesystem is mounted, and by this machine.
+    pub mounted: bool,
+    /// Size of the origin in bytes.
+    pub origin_bytes: u64,
+    /// As in the header.
+    pub seqid: u64,
+    /// As in the header.
+    pub uuid: [u8; 16],
+    /// Size of the file in bytes.
+    pub file_bytes: u64,
+    /// What INFO reports as `falloc_size`, in bytes.
+    pub falloc_size: u64,
+    /// Inode number and generation of the file.
+    pub ino: u64,
+    /// See `ino`.
+    pub igen: u32,
+    /// Which of the two lists of extents counts.
+    pub list: u32,
+    /// Extents in it.
+    pub extents: u32,
+    /// Generation of its blocks.
+    pub list_generation: u64,
+    /// Blocks that crashes have added since the file's snapshot.
+    pub crash_blocks: u64,
+    /// The file whose increment this one continues: its hand-over may have to be completed.
+    pub predecessor: Sibling,
+    /// The file that is about to take over.
+    pub successor: Sibling,
+    /// The filesystem at the last moment that is known.
+    pub identity: Identity,
+    /// 64-bit words of the copy map of a sealed snapshot; 0: there is none.
+    pub map_words: u64,
+    /// Where the copy map lies: runs of blocks of the file, in order; (start, length).
+    pub map_pieces: [(u64, u64); ROOT_PIECES],
+    /// Extents of the private blocks, from the first root on; unused ones are empty.
+    pub own: [(u64, u64); ROOT_EXTENTS],
+}
+
+/// Writes fields one behind the other.
+struct Writer<'a>(&'a mut Block, usize);
+
+impl Writer<'_> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        put(self.0, self.1, bytes);
+        self.1 = self.1.saturating_add(bytes.len());
+    }
+    fn u64(&mut self, v: u64) {
+        self.bytes(&v.to_le_bytes());
+    }
+    fn u32(&mut self, v: u32) {
+        self.bytes(&v.to_le_bytes());
+    }
+    fn sibling(&mut self, s: &Sibling) {
+        self.u64(s.nonce);
+        self.u64(s.roots[0]);
+        self.u64(s.roots[1]);
+        self.u64(s.ino);
+        self.u32(s.igen);
+    }
+}
+
+/// Reads fields one behind the other.
+struct Reader<'a>(&'a Block, usize);
+
+impl Reader<'_> {
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let out = get(self.0, self.1);
+        self.1 = self.1.saturating_add(N);
+        out
+    }
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.bytes())
+    }
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.bytes())
+    }
+    fn sibling(&mut self) -> Sibling {
+        Sibling {
+            nonce: self.u64(),
+            roots: [self.u64(), self.u64()],
+            ino: self.u64(),
+            igen: self.u32(),
+        }
+    }
+}
+
+const FLAG_SNAPSHOT: u32 = 1;
+const FLAG_MOUNTED: u32 = 2;
+
+impl Root {
+    /// Fills in a block; [`seal`] completes it.
+    pub fn encode(&self, block: &mut Block) {
+        block.fill(0);
+        let mut w = Writer(block, ENVELOPE);
+        w.u32(self.state.encode());
+        let mut flags = 0;
+        if self.snapshot {
+            flags |= FLAG_SNAPSHOT;
+        }
+        if self.mounted {
+            flags |= FLAG_MOUNTED;
+        }
+        w.u32(flags);
+        w.u64(self.origin_bytes);
+        w.u64(self.seqid);
+        w.bytes(&self.uuid);
+        w.u64(self.file_bytes);
+        w.u64(self.falloc_size);
+        w.u64(self.ino);
+        w.u32(self.igen);
+        w.u32(self.list);
+        w.u32(self.extents);
+        w.u64(self.list_generation);
+        w.u64(self.crash_blocks);
+        w.sibling(&self.predecessor);
+        w.sibling(&self.successor);
+        w.u32(self.identity.fs);
+        w.u32(self.identity.life);
+        w.u32(self.identity.exact);
+        w.u64(self.map_words);
+        for (start, len) in Iterator::chain(self.map_pieces.iter(), self.own.iter()) {
+            w.u64(*start);
+            w.u64(*len);
+        }
+    }
+
+    /// Reads a block that [`check`] has found good. `None`: a state that this code does not know.
+    pub fn decode(block: &Block) -> Option<Self> {
+        let mut r = Reader(block, ENVELOPE);
+        let state = RootState::decode(r.u32())?;
+        let flags = r.u32();
+        let mut root = Self {
+            state,
+            snapshot: flags & FLAG_SNAPSHOT != 0,
+            mounted: flags & FLAG_MOUNTED != 0,
+            origin_bytes: r.u64(),
+            seqid: r.u64(),
+            uuid: r.bytes(),
+            file_bytes: r.u64(),
+            falloc_size: r.u64(),
+            ino: r.u64(),
+            igen: r.u32(),
+            list: r.u32(),
+            extents: r.u32(),
+            list_generation: r.u64(),
+            crash_blocks: r.u64(),
+            predecessor: r.sibling(),
+            successor: r.sibling(),
+            identity: Identity {
+                fs: r.u32(),
+                life: r.u32(),
+                exact: r.u32(),
+            },
+            map_words: r.u64(),
+            map_pieces: [(0, 0); ROOT_PIECES],
+            own: [(0, 0); ROOT_EXTENTS],
+        };
+        for piece in root.map_pieces.iter_mut() {
+            *piece = (r.u64(), r.u64());
+        }
+        for piece in root.own.iter_mut() {
+            *piece = (r.u64(), r.u64());
+        }
+        Some(root)
+    }
+}
+
+const _: () = {
+    // Fixed fields stay below 400 bytes; the lists follow.
+    assert!(ENVELOPE + 400 + 16 * (ROOT_PIECES + ROOT_EXTENTS) <= BLOCK_SIZE as usize);
+    assert!(SECTOR_ENVELOPE + 4 * SECTOR_GROUPS as usize == SECTOR);
+};

@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The crash-safe record of what changed: the region log, and the private blocks around it.
+//!
+//! A write to a region of the origin that is not marked on disk waits until it is: the probe finds
+//! the region closed, the bio is parked here, the mark goes to disk (FUA; all that wait share one
+//! write), the region is opened, the bio goes on its way. After a power cut the changes are the last
+//! written bitmap and all blocks of the marked regions. Checkpoints (`log_checkpoint.rs`) write the
+//! bitmap and take marks back; an orderly end (`log_seal.rs`) leaves an exact bitmap and no mark;
+//! `log_load.rs` reads all that back. `docs/formats.md` has the layout and the argument.
+//!
+//! # Locks
+//!
+//! `disk` (mutex): all that is on disk, and the order of writes to it. A leaf: whoever holds it calls
+//! nothing that takes another lock of this module, and nothing of a filesystem; it is taken by the
+//! unmount callback. Held across I/O to the private blocks only, which waits for nothing that could
+//! wait for a held bio.
+//!
+//! # Failure
+//!
+//! When a private block cannot be written, or somebody else writes to the COW file, the record ends:
+//! both roots are poisoned first, so that no reload believes them, then everything that waits is let
+//! go. Tracking in memory goes on: only a crash would then cost the chain.
+
+use crate::abi::cow::{Geometry, PrivateLayout, LOG_BLOCK_GROUPS};
+use crate::faults::{self, Fault};
+use crate::intercept;
+use crate::logic::{
+    change_map::ChangeMap,
+    decide,
+    extents::{locate, FileExtent},
+    private_format::{
+        encode_extents, encode_log, seal, Kind, Root, RootState, EXTENTS_PER_BLOCK, ROOT_EXTENTS,
+    },
+    regions::{Groups, Regions},
+};
+use crate::origin::Origin;
+use crate::sys::{
+    bdev::Bdev,
+    delayed::flush_delayed,
+    bio::{BioList, BioRef, BioStack, HeldBio},
+    bio_pool::PoolId,
+    ffi::NoIo,
+    gate::Gate,
+    plug::plugged,
+    queues::Queues,
+    raw_io::{Block, Durability, RawIo},
+};
+use crate::tracker::Tracker;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::{
+    impl_has_work, new_mutex, new_work,
+    prelude::*,
+    sync::{
+        lock::{mutex::MutexBackend, Guard},
+        Arc, Mutex,
+    },
+    workqueue::{impl_has_delayed_work, new_delayed_work, DelayedWork, Work, WorkItem},
+};
+
+/// What is on disk, and how to change it. Guarded by [`Log::disk`].
+pub(crate) struct OnDisk {
+    pub(crate) io: RawIo,
+    pub(crate) root: KBox<Root>,
+    /// Of the root written last.
+    pub(crate) generation: u64,
+    /// One for each group: the marks of its regions, and which copy of its bitmap block counts.
+    pub(crate) words: KVVec<u32>,
+    /// Blocks of the log that differ from `words`.
+    dirty: KVVec<bool>,
+    pub(crate) layout: PrivateLayout,
+    pub(crate) nonce: u64,
+    /// The two roots, in blocks of the origin.
+    pub(crate) roots: [u64; 2],
+}
+
+/// See the module's description.
+#[pin_data]
+pub(crate) struct Log {
+    bdev: Bdev,
+    /// Keeps `bdev` in memory.
+    _origin: Arc<Origin>,
+    tracker: u64,
+    origin_sectors: u64,
+    held: Arc<Gate>,
+    queues: Arc<Queues>,
+    /// The map whose bits the bitmap on disk is made of.
+    pub(crate) changes: Arc<ChangeMap>,
+    pub(crate) regions: Regions,
+    /// Tells our writes from everybody else's.
+    writes: PoolId,
+    /// Nothing is recorded, and nobody waits, any more. Never cleared.
+    stopped: AtomicBool,
+    /// Somebody else writes to the COW file: nobody goes before the record has been ended.
+    foreign: AtomicBool,
+    /// The same, and it is a root that is being overwritten: it must not be written to any more.
+    foreign_root: AtomicBool,
+    /// The two roots, in blocks of the origin.
+    roots: [u64; 2],
+    /// Checkpoints are made.
+    pub(crate) checkpoints: AtomicBool,
+    parked: BioStack,
+    #[pin]
+    disk: Mutex<OnDisk>,
+    #[pin]
+    mark_work: Work<Log, 0>,
+    #[pin]
+    checkpoint_work: DelayedWork<Log, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Log { self.mark_work }
+}
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 1> for Log { self.checkpoint_work }
+}
+
+impl WorkItem<0> for Log {
+    type Pointer = Arc<Self>;
+    fn run(this: Arc<Self>) {
+        run_marks(&this);
+    }
+}
+
+impl WorkItem<1> for Log {
+    type Pointer = Arc<Self>;
+    fn run(this: Arc<Self>) {
+        if this.checkpoint() {
+            Self::checkpoint_later(&this);
+        }
+    }
+}
+
+/// Time between two checkpoints, while there is something to do: how old a mark gets that no write
+/// renews, in milliseconds.
+const CHECKPOINT_MS: u32 = 10_000;
+
+/// What a log is made from.
+pub(crate) struct LogSetup<'a> {
+    pub(crate) origin: &'a Arc<Origin>,
+    pub(crate) tracker: &'a Tracker,
+    pub(crate) changes: &'a Arc<ChangeMap>,
+    pub(crate) nonce: u64,
+    pub(crate) roots: [u64; 2],
+    pub(crate) root: KBox<Root>,
+    /// Of `root`, when it was read from disk; else 0.
+    pub(crate) generation: u64,
+    /// As read from disk; else all 0.
+    pub(crate) words: KVVec<u32>,
+}
+
+/// The extents of a file's private blocks, for its root. EFBIG: too many.
+pub(crate) fn own_extents(
+    file: &[FileExtent],
+    layout: &PrivateLayout,
+) -> Result<[(u64, u64); ROOT_EXTENTS]> {
+    let mut out = [(0, 0); ROOT_EXTENTS];
+    let mut slots = out.iter_mut();
+    let mut at = layout.roots;
+    while at < layout.end {
+        let (block, run) = locate(file, at).ok_or(EINVAL)?;
+        let len = run.min(layout.end.saturating_sub(at));
+        *slots.next().ok_or(EFBIG)? = (block, len);
+        at = at.saturating_add(len);
+    }
+    Ok(out)
+}
+
+impl OnDisk {
+    /// Where a private block lies on the origin.
+    pub(crate) fn place(&self, file_block: u64) -> Result<u64> {
+        let mut offset = file_block.checked_sub(self.layout.roots).ok_or(EINVAL)?;
+        for &(start, len) in &self.root.own {
+            if offset < len {
+                return Ok(start.saturating_add(offset));
+            }
+            offset = offset.saturating_sub(len);
+        }
+        Err(EINVAL)
+    }
+
+    /// Writes the root, as it is now, over the older one of its copies.
+    pub(crate) fn write_root(&mut self, durability: Durability) -> Result {
+        let generation = self.generation.saturating_add(1);
+        let number = self.layout.roots.saturating_add(generation % 2);
+        let place = match generation % 2 {
+            0 => self.roots[0],
+            _ => self.roots[1],
+        };
+        let (root, nonce) = (&self.root, self.nonce);
+        let mut once = Some(place);
+        self.io.write(durability, |block| {
+            let place = once.take()?;
+            root.encode(block);
+            seal(block, Kind::Root, nonce, number, generation);
+            Some(place)
+        })?;
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Writes the blocks of the log that have changed, durably.
+    pub(crate) fn write_log(&mut self) -> Result {
+        let per_block = LOG_BLOCK_GROUPS as usize;
+        let mut todo = KVec::new();
+        for (i, dirty) in (0u64..).zip(self.dirty.iter_mut()) {
+            if core::mem::take(dirty) {
+                todo.push(i, GFP_KERNEL)?;
+            }
+        }
+        let mut places = KVec::with_capacity(todo.len(), GFP_KERNEL)?;
+        for &i in &todo {
+            let number = self.layout.log.saturating_add(i);
+            places.push((i as usize, number, self.place(number)?), GFP_KERNEL)?;
+        }
+        let (words, nonce) = (&self.words, self.nonce);
+        let mut left = places.iter();
+        self.io.write(Durability::Itself, |block| {
+            let &(i, number, place) = left.next()?;
+            let from = i.saturating_mul(per_block);
+            let to = from.saturating_add(per_block).min(words.len());
+            encode_log(block, nonce, number, words.get(from..to).unwrap_or(&[]));
+            Some(place)
+        })
+    }
+
+    /// The word of a group, to be changed.
+    pub(crate) fn word_mut(&mut self, group: usize) -> Option<&mut u32> {
+        if let Some(dirty) = self.dirty.get_mut(group / LOG_BLOCK_GROUPS as usize) {
+            *dirty = true;
+        }
+        self.words.get_mut(group)
+    }
+
+    /// Everything of the log is to be written.
+    pub(crate) fn all_dirty(&mut self) {
+        self.dirty.iter_mut().for_each(|d| *d = true);
+    }
+
+    /// Writes a new list of the file's extents, to the place of the older one, and enters it in the
+    /// root, which the caller writes. EFBIG: there is no room for so many.
+    pub(crate) fn write_extents(&mut self, file: &[FileExtent]) -> Result {
+        let room = (self.layout.list_blocks as usize).saturating_mul(EXTENTS_PER_BLOCK);
+        if file.len() > room {
+            return Err(EFBIG);
+        }
+        let list = self.root.list ^ 1;
+        let generation = self.root.list_generation.saturating_add(1);
+        let first = self
+            .layout
+            .lists
+            .saturating_add(u64::from(list & 1).saturating_mul(self.layout.list_blocks));
+        let mut places = KVec::new();
+        for (i, _) in (0u64..).zip(file.chunks(EXTENTS_PER_BLOCK)) {
+            let number = first.saturating_add(i);
+            places.push((number, self.place(number)?), GFP_KERNEL)?;
+        }
+        let nonce = self.nonce;
+        let mut left = places.iter().zip(file.chunks(EXTENTS_PER_BLOCK));
+        self.io.write(Durability::Itself, |block| {
+            let (&(number, place), chunk) = left.next()?;
+            encode_extents(block, chunk);
+            seal(block, Kind::Extents, nonce, number, generation);
+            Some(place)
+        })?;
+        self.root.list = list;
+        self.root.extents = u32::try_from(file.len()).map_err(|_| EFBIG)?;
+        self.root.list_generation = generation;
+        Ok(())
+    }
+
+    /// Makes sure that no reload believes what is on disk. Tries both roots, whatever happens.
+    fn poison(&mut self) -> Result {
+        self.root.state = RootState::Poisoned;
+        let first = self.write_root(Durability::Itself);
+        // A root that could not be written keeps its number: go on to the other one.
+        if first.is_err() {
+            self.generation = self.generation.saturating_add(1);
+        }
+        self.write_root(Durability::Itself).and(first)
+    }
+
+    /// Enters the regions of all `bios` in the log and writes it.
+    fn mark(&mut self, blocks: impl Fn(BioRef<'_>) -> (u64, u64), bios: &BioList) -> Result {
+        if self.root.state == RootState::Sealed && !faults::active(Fault::NoUnseal) {
+            // The first write after a good end: from now on the bitmap is not all there is, and
+            // the copies of a snapshot are no longer where its map says.
+            self.root.state = RootState::Live;
+            self.root.map_words = 0;
+            self.write_root(Durability::Itself)?;
+        }
+        let mut new = false;
+        bios.for_each(|bio| {
+            let (start, len) = blocks(bio);
+            for (group, mask) in Groups::of(start, len) {
+                if self.words.get(group).is_some_and(|w| w & mask != mask) {
+                    if let Some(word) = self.word_mut(group) {
+                        *word |= mask;
+                        new = true;
+                    }
+                }
+            }
+        });
+        if new {
+            self.write_log()?;
+        }
+        Ok(())
+    }
+}
+
+/// Access to what is on disk. No allocation of this task starts I/O meanwhile: it might wait for a bio
+/// that waits for us.
+pub(crate) struct Locked<'a> {
+    // Dropped in this order.
+    disk: Guard<'a, OnDisk, MutexBackend>,
+    _no_io: NoIo,
+}
+
+impl Deref for Locked<'_> {
+    type Target = OnDisk;
+
+    fn deref(&self) -> &OnDisk {
+        &self.disk
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut OnDisk {
+        &mut self.disk
+    }
+}
+
+impl Log {
+    /// Locks what is on disk.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        let _no_io = NoIo::enter();
+        Locked { disk: self.disk.lock(), _no_io }
+    }
+
+    /// A log that is, or is to be, on disk as `setup` says. Writes nothing.
+    pub(crate) fn new(setup: LogSetup<'_>) -> Result<Arc<Self>> {
+        let bdev = setup.origin.device();
+        let geometry = Geometry { origin_bytes: setup.origin.bytes() };
+        let layout = geometry.private();
+        let io = RawIo::new(bdev)?;
+        let writes = io.id();
+        let mut dirty = KVVec::new();
+        dirty.resize(layout.log_blocks as usize, false, GFP_KERNEL)?;
+        let disk = OnDisk {
+            io,
+            root: setup.root,
+            generation: setup.generation,
+            words: setup.words,
+            dirty,
+            layout,
+            nonce: setup.nonce,
+            roots: setup.roots,
+        };
+        let regions = Regions::new(layout.groups)?;
+        let (held, queues) = (setup.tracker.held().clone(), setup.tracker.queues().clone());
+        let (tracker, origin) = (setup.tracker.id(), setup.origin.clone());
+        let origin_sectors = setup.origin.bytes() >> 9;
+        let changes = setup.changes.clone();
+        let roots = setup.roots;
+        Arc::pin_init(
+            pin_init!(Self {
+                bdev,
+                roots,
+                _origin: origin,
+                tracker,
+                origin_sectors,
+                held,
+                queues,
+                changes,
+                regions,
+                writes,
+                stopped: AtomicBool::new(false),
+                foreign: AtomicBool::new(false),
+                foreign_root: AtomicBool::new(false),
+                checkpoints: AtomicBool::new(true),
+                parked: BioStack::new(),
+                disk <- new_mutex!(disk, "dattobd::log"),
+                mark_work <- new_work!("dattobd::mark"),
+                checkpoint_work <- new_delayed_work!("dattobd::checkpoint"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Writes a new file's private blocks: an empty log, the list of extents, the root.
+    pub(crate) fn write_new(&self, file: &[FileExtent]) -> Result {
+        let mut disk = self.lock();
+        disk.all_dirty();
+        disk.write_log()?;
+        disk.write_extents(file)?;
+        // Both copies: what lay there before may look like a root of ours.
+        disk.write_root(Durability::AfterAllBefore)?;
+        disk.write_root(Durability::Itself)
+    }
+
+    /// Whether a bio is one of our own writes.
+    pub(crate) fn is_own(&self, bio: BioRef<'_>) -> bool {
+        bio.is_of(self.writes)
+    }
+
+    /// Whether a write to these blocks may go as far as the log is concerned. The caller has entered
+    /// them in the change map and passed a full barrier. Any context.
+    pub(crate) fn is_open(&self, start: u64, len: u64) -> bool {
+        self.is_stopped()
+            || (!self.foreign.load(Ordering::Acquire) && self.regions.is_open(start, len))
+    }
+
+    /// Nothing is recorded any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Somebody else writes to `len` blocks of the COW file from `start` on. The bio is to be parked
+    /// here; it goes when the record has been ended. Any context.
+    pub(crate) fn foreign_write(&self, start: u64, len: u64) {
+        let end = start.saturating_add(len);
+        if self.roots.iter().any(|r| (start..end).contains(r)) {
+            self.foreign_root.store(true, Ordering::Release);
+        }
+        self.foreign.store(true, Ordering::Release);
+    }
+
+    /// The blocks that a bio touches, as first block and count.
+    pub(crate) fn blocks_of(&self, bio: BioRef<'_>) -> (u64, u64) {
+        decide::block_range(
+            bio.sector(),
+            bio.sectors(),
+            self.bdev.start_sector(),
+            self.origin_sectors,
+        )
+        .unwrap_or((0, 0))
+    }
+
+    /// Takes over a bio that has to wait for its marks. It was counted in the tracker's gate. Any
+    /// context.
+    pub(crate) fn park(this: &Arc<Self>, bio: HeldBio) {
+        this.parked.push(bio);
+        Self::wake(this);
+    }
+
+    fn wake(this: &Arc<Self>) {
+        let queues = this.queues.clone();
+        let _ = queues.log.queue().enqueue::<_, 0>(this.clone());
+    }
+
+    fn checkpoint_later(this: &Arc<Self>) {
+        let queues = this.queues.clone();
+        let delay = kernel::time::msecs_to_jiffies(CHECKPOINT_MS);
+        let _ = queues.log.queue().enqueue_delayed::<_, 1>(this.clone(), delay);
+    }
+
+    /// Ends the record because of `error`: nobody waits for it any more, and no reload will believe
+    /// what is on disk.
+    pub(crate) fn lose(&self, disk: &mut OnDisk, error: Error) {
+        if self.is_stopped() {
+            return;
+        }
+        let poisoned = if self.foreign_root.load(Ordering::Acquire) {
+            // The block belongs to somebody else, whose write makes it unreadable to us.
+            Ok(())
+        } else {
+            disk.poison()
+        };
+        // After the roots: now writes go unrecorded.
+        self.stopped.store(true, Ordering::Release);
+        pr_err!(
+            "changes are no longer recorded on disk (error {}): they are still tracked in memory, but \
+             after a crash the next backup must be a full one{}\n",
+            error.to_errno(),
+            if poisoned.is_ok() { "" } else { "; do not reload this COW file after a crash" }
+        );
+    }
+
+    /// Ends the record in good order. Whoever waits is let go. The root on disk stays as it is, and the
+    /// caller has seen to it that nobody will believe it.
+    pub(crate) fn stop(this: &Arc<Self>) {
+        this.stopped.store(true, Ordering::Release);
+        Self::wake(this);
+    }
+
+    /// Waits until no work of the log runs or will run. After [`Log::stop`] or [`Log::abandon`], with no
+    /// epoch that has it. Sleeps; not from the log's own work.
+    pub(crate) fn finish(this: &Arc<Self>) {
+        this.queues.log.flush();
+        flush_delayed(&this.checkpoint_work);
+        this.queues.log.flush();
+    }
+
+    /// Poisons what is on disk and ends the record: for a file that must never be loaded again.
+    pub(crate) fn abandon(this: &Arc<Self>) {
+        let mut disk = this.lock();
+        if !this.is_stopped() {
+            if let Err(e) = disk.poison() {
+                pr_warn!("the end of the tracking was not recorded: error {}\n", e.to_errno());
+            }
+            this.stopped.store(true, Ordering::Release);
+        }
+        drop(disk);
+        Self::wake(this);
+    }
+
+    /// Changes the root and writes it, durably. On failure the record ends.
+    pub(crate) fn update_root(&self, change: impl FnOnce(&mut Root)) -> Result {
+        let mut disk = self.lock();
+        if self.is_stopped() {
+            return Err(ESHUTDOWN_OR_IO);
+        }
+        change(&mut disk.root);
+        let result = disk.write_root(Durability::AfterAllBefore);
+        if let Err(e) = result {
+            self.lose(&mut disk, e);
+        }
+        result
+    }
+
+    /// Records that the file lies at `file` now, and what `change` does to the root.
+    pub(crate) fn update_extents(
+        &self,
+        file: &[FileExtent],
+        change: impl FnOnce(&mut Root),
+    ) -> Result {
+        let mut disk = self.lock();
+        if self.is_stopped() {
+            return Err(ESHUTDOWN_OR_IO);
+        }
+        change(&mut disk.root);
+        let result = disk
+            .write_extents(file)
+            .and_then(|()| disk.write_root(Durability::AfterAllBefore));
+        if let Err(e) = result {
+            self.lose(&mut disk, e);
+        }
+        result
+    }
+
+    /// Memory of the log's own structures, in bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.regions.memory_bytes().saturating_mul(3) / 2
+    }
+}
+
+/// What operations on a log that has ended say.
+const ESHUTDOWN_OR_IO: Error = EIO;
+
+/// The work: writes the marks that parked bios wait for, and lets them go.
+fn run_marks(log: &Arc<Log>) {
+    let mut bios = log.parked.take();
+    if bios.is_empty() {
+        return;
+    }
+    if !log.is_stopped() {
+        let mut disk = log.lock();
+        if log.foreign.load(Ordering::Acquire) {
+            // No write of ours is under way: they all happen under the lock.
+            log.lose(&mut disk, crate::sys::errno::ESTALE);
+        } else if !log.is_stopped() {
+            match disk.mark(|bio| log.blocks_of(bio), &bios) {
+                Ok(()) => bios.for_each(|bio| {
+                    let (start, len) = log.blocks_of(bio);
+                    for (group, mask) in Groups::of(start, len) {
+                        log.regions.open(group, mask);
+                    }
+                }),
+                Err(e) => log.lose(&mut disk, e),
+            }
+        }
+        drop(disk);
+        Log::checkpoint_later(log);
+    }
+    plugged(|| {
+        while let Some(bio) = bios.pop_front() {
+            intercept::ask_again(bio, log.tracker);
+            log.held.leave();
+        }
+    });
+}
+
+/// A block buffer, as the formats know it.
+const _: () = assert!(core::mem::size_of::<Block>() == 4096);
