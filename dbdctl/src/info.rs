@@ -7,7 +7,7 @@ use dattobd_client::control::{text, uuid, Control};
 use dattobd_client::human;
 use ioctl_abi::ioctl::{
     Info, Status, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT, STATE_UNVERIFIED,
-    STATUS_CHAIN_BROKEN,
+    STATUS_CHAIN_BROKEN, STATUS_NOT_RECORDED,
 };
 use serde_json::{json, Value};
 use std::io::{self, Write};
@@ -98,6 +98,21 @@ fn table(info: &Info, status: Option<&Status>) -> String {
         ),
     );
     let Some(s) = status else { return out };
+    if s.crash_blocks > 0 {
+        row(
+            "after a crash",
+            format!(
+                "{} of these blocks only because nobody knows",
+                s.crash_blocks
+            ),
+        );
+    }
+    if s.flags & STATUS_NOT_RECORDED != 0 && s.flags & STATUS_CHAIN_BROKEN == 0 {
+        row(
+            "crash safety",
+            "none: after a crash the next backup must be a full one".into(),
+        );
+    }
     if let Some(last) = (s.origin_bytes > 0).then_some(s.origin_bytes) {
         row("device size", human::bytes(last));
     }
@@ -160,6 +175,8 @@ fn full(control: &Control, info: &Info) -> Value {
         "unverified": info.state & STATE_UNVERIFIED != 0,
         "error": info.error,
         "chain_broken": status.map(|s| s.flags & STATUS_CHAIN_BROKEN != 0),
+        "recorded": status.map(|s| s.flags & STATUS_NOT_RECORDED == 0),
+        "crash_blocks": status.map(|s| s.crash_blocks),
         "uuid": uuid(&info.uuid),
         "seq_id": info.seqid,
         "version": info.version,

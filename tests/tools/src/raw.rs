@@ -179,6 +179,11 @@ pub fn run(name: &str, list: &[String]) -> Result<()> {
             a.call(abi::DROP_SNAPSHOT, abi::DropSnapshotParams { size, minor })?
                 .0
         }
+        "release" => {
+            let minor = a.number("minor")? as u32;
+            let size = size_of::<abi::ReleaseParams>() as u32;
+            a.call(abi::RELEASE, abi::ReleaseParams { size, minor })?.0
+        }
         "status" => {
             let minor = a.number("minor")? as u32;
             let size = match a.number("struct")? as u32 {
@@ -259,4 +264,5 @@ fn print_status(s: &abi::Status) {
         "writes_held={} discards_dropped={}",
         s.writes_held, s.discards_dropped
     );
+    println!("crash_blocks={}", s.crash_blocks);
 }

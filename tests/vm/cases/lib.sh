@@ -81,6 +81,16 @@ is_state() {
     [ "$(info "$1" state)" = "$2" ] || fail "minor $1 is in state $(info "$1" state) instead of $2"
 }
 
+# wait_state MINOR STATE: it comes within a moment.
+wait_state() {
+    local n
+    for n in $(seq 100); do
+        [ "$(info "$1" state)" != "$2" ] || return 0
+        sleep 0.1
+    done
+    fail "minor $1 stays in state $(info "$1" state) instead of $2; error $(info "$1" error)"
+}
+
 # partition DISK SIZE...: partitions of these sizes (MiB, or sectors with an s).
 partition() {
     local disk=$1 size
