@@ -6,6 +6,13 @@
 //! the origin belongs to the file. All lookups are binary searches on slices. No overlaps in either
 //! order, no empty extents: [`validate`] and [`validate_by_origin`] check that once.
 //!
+//! On a filesystem whose own blocks are smaller, a piece of the file may begin and end anywhere in a
+//! block of the origin, which then holds parts of other files too. There the blocks of the file are
+//! *counted*: only blocks of the origin that lie within one piece are in the extents, numbered 0, 1, 2
+//! in the order of the file, wherever in the file that is. Before number `n` there are `n` whole blocks
+//! of the file, so it lies at or behind byte `n * 4096`. From the number of the first data block on,
+//! all are in the data part. Below, they may be in either part. When the file grows, no number changes.
+//!
 //! Any context.
 
 use super::abi::cow::SECTORS_PER_BLOCK;
@@ -219,6 +226,21 @@ pub fn validate(
         return Err("the end of the file has no extent");
     }
     Ok(())
+}
+
+/// Checks counted extents of a file of `file_blocks` blocks (see the module's description): as
+/// [`validate`] does, but there may be less of them.
+///
+/// # Errors
+///
+/// What is wrong, for the kernel log.
+pub fn validate_counted(
+    by_file: &[FileExtent],
+    file_blocks: u64,
+    origin_blocks: u64,
+) -> Result<(), &'static str> {
+    let count = by_file.last().map_or(0, FileExtent::file_end);
+    validate(by_file, count.min(file_blocks), origin_blocks)
 }
 
 /// Checks extents sorted by origin: no two of them share a block.
