@@ -29,11 +29,22 @@ use crate::logic::extents::FileExtent;
 use crate::sys::fsnotify::InodeWatch;
 use crate::sys::vfs::LiveInode;
 
+/// How the blocks of the file are those of the origin.
+#[derive(Clone, Copy)]
+pub(crate) enum Layout {
+    /// Each is one.
+    Whole,
+    /// The filesystem's blocks are smaller. Only whole blocks of the origin are used, and they are
+    /// counted ([`crate::logic::extents`]), from `first_data` on. All others, those with header and
+    /// index among them, are the filesystem's like any block: preserved, shown, entered as changed.
+    Counted { first_data: u64 },
+}
+
 /// A COW file in use: created, preallocated, mapped, protected.
 ///
 /// Dropping it ends the protection and leaves the file where it is.
 pub(crate) struct CowFile {
-    /// By place in the file, all blocks of it; merged.
+    /// By place in the file, all blocks of it that the engine may use; merged.
     pub(crate) extents: KVVec<FileExtent>,
     pub(crate) bytes: u64,
     /// Size of header and index: what remains when the file is handed over.
@@ -41,6 +52,7 @@ pub(crate) struct CowFile {
     pub(crate) path_in_fs: CString,
     /// The origin: its device number and size, which all extents must agree with.
     pub(crate) place: OriginPlace,
+    pub(crate) layout: Layout,
     /// `None` only when the file has been let go of.
     pub(crate) watch: Option<InodeWatch>,
 }
@@ -54,6 +66,7 @@ pub(crate) struct OriginPlace {
 
 impl CowFile {
     /// Where the file lies, in order of its blocks. A last part of less than a block is not used.
+    /// [`Layout`] says what the numbers mean.
     pub(crate) fn extents(&self) -> &[FileExtent] {
         &self.extents
     }
@@ -98,11 +111,12 @@ impl CowFile {
         Frozen::new(sb)
     }
 
-    /// Gives all behind byte `bytes` back to the filesystem. The engine must have stopped writing
-    /// there.
+    /// Gives the data part back to the filesystem. The engine must have stopped writing there.
     ///
     /// When it fails, the extents are those before.
-    pub(crate) fn truncate(&mut self, bytes: u64) -> Result {
+    pub(crate) fn drop_data(&mut self) -> Result {
+        // Where counted blocks end in the file is only known here: all of them are data.
+        let bytes = self.data_offset;
         if bytes > self.bytes {
             return Err(EINVAL);
         }
@@ -153,6 +167,20 @@ impl Drop for CowFile {
             }
         }
     }
+}
+
+/// What lies behind the first `blocks` blocks of the file; `extents` keeps the rest.
+pub(crate) fn split_off(extents: &mut KVVec<FileExtent>, blocks: u64) -> Result<KVVec<FileExtent>> {
+    let mut behind = KVVec::new();
+    let first = extents.partition_point(|e| e.file_end() <= blocks);
+    for e in extents.iter().skip(first) {
+        let part = e.skip(blocks.saturating_sub(e.file_block));
+        if part.len != 0 {
+            behind.push(part, GFP_KERNEL)?;
+        }
+    }
+    cut(extents, blocks);
+    Ok(behind)
 }
 
 /// Drops all extents behind the first `blocks` blocks of the file.

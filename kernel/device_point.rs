@@ -114,7 +114,8 @@ fn file_sizes(geometry: Geometry, fallocated_mib: u64) -> FileSizes {
     })
 }
 
-/// Those extents of `all`, in order of file blocks, that hold header and index.
+/// Those extents of `all`, in order of file blocks, that hold header and index. None where blocks are
+/// counted: then the filesystem's own writes enter and preserve them.
 pub(crate) fn private_extents(all: &[FileExtent], geometry: Geometry) -> Result<KVVec<FileExtent>> {
     let end = geometry.first_data_position();
     let mut out = KVVec::new();

@@ -86,7 +86,7 @@ impl Device {
         }
         live.free_at_point = None;
         self.step("truncating the COW file");
-        match file.truncate(live.geometry.data_offset()) {
+        match file.drop_data() {
             Ok(()) => live.cow_extents = cow_extents,
             // Unmounted just now: the device is being reported as ended.
             Err(e) if e == ESTALE => {}
