@@ -7,9 +7,9 @@ use kernel::str::{BStr, CString};
 use kernel::sync::Arc;
 
 use crate::abi::cow::{self, Geometry, PrivateLayout, BLOCK_SIZE, HEADER_BYTES};
-use crate::cow_file::{CowFile, OriginPlace};
+use crate::cow_file::{split_off, CowFile, Layout, OriginPlace};
 use crate::events::UnmountHandler;
-use crate::logic::extents::{locate, validate, FileExtent};
+use crate::logic::extents::{locate, validate, validate_counted, FileExtent};
 use crate::logic::private_format::EXTENTS_PER_BLOCK;
 use crate::region_log::own_extents;
 use crate::origin::Origin;
@@ -151,12 +151,6 @@ fn check_filesystem(
     if !sb.is_simple() {
         return Err(unsupported(path, "its filesystem is on several devices"));
     }
-    if sb.block_size() < BLOCK_SIZE {
-        return Err(unsupported(
-            path,
-            "its filesystem has blocks of less than 4096 bytes, so that files lie across ours",
-        ));
-    }
     if sb.is_read_only() {
         return Err(EROFS);
     }
@@ -211,24 +205,19 @@ fn check_file(path: &CStr, file: &OpenFile) -> Result {
     Err(unsupported(path, obstacle))
 }
 
-/// Where the protected file lies. It must be on the origin, all of it, in whole blocks.
+/// Where the protected file lies: those blocks that `layout` lets be used. It must be on the origin.
 pub(crate) fn load_extents(
     place: OriginPlace,
+    layout: Layout,
     path: &CStr,
     file: &OpenFile,
 ) -> Result<KVVec<FileExtent>> {
-    let (extents, dev) = match swap_extents::load(file) {
+    let (mut extents, dev) = match swap_extents::load(file) {
         Ok(loaded) => loaded,
         Err(e) if e == EOPNOTSUPP => {
             return Err(unsupported(
                 path,
                 "its filesystem has no files that stay in place",
-            ))
-        }
-        Err(e) if e == ERANGE => {
-            return Err(unsupported(
-                path,
-                "the file came to lie across blocks of 4096 bytes",
             ))
         }
         Err(e) if e == EINVAL => {
@@ -243,10 +232,39 @@ pub(crate) fn load_extents(
         return Err(unsupported(path, "the file came to lie on another device"));
     }
     let blocks = file.size() / BLOCK_SIZE;
-    if let Err(why) = validate(&extents, blocks, place.blocks) {
+    let valid = match layout {
+        Layout::Whole => validate(&extents, blocks, place.blocks),
+        Layout::Counted { .. } => validate_counted(&extents, blocks, place.blocks),
+    };
+    if let Err(why) = valid {
         return Err(unsupported(path, why));
     }
-    Ok(extents)
+    let Layout::Counted { first_data } = layout else {
+        return Ok(extents);
+    };
+    let data = split_off(&mut extents, first_data)?;
+    if data.is_empty() {
+        return Err(unsupported(
+            path,
+            "its filesystem cuts the file into pieces of less than 4096 bytes",
+        ));
+    }
+    Ok(data)
+}
+
+/// Says so when much of a file on a filesystem of smaller blocks cannot be used.
+fn warn_if_cut_up(path: &CStr, usable: &[FileExtent], data_blocks: u64) {
+    let usable = usable
+        .iter()
+        .fold(0, |sum: u64, e| sum.saturating_add(e.len));
+    if usable < data_blocks.saturating_sub(data_blocks / 8) {
+        pr_warn!(
+            "{} lies in such small pieces that only {} of its {} data blocks can be used\n",
+            BStr::from_bytes(path.to_bytes()),
+            usable,
+            data_blocks
+        );
+    }
 }
 
 impl CowFile {
@@ -273,8 +291,18 @@ impl CowFile {
             dev: origin.dev(),
             blocks: origin.blocks(),
         };
+        let geometry = Geometry {
+            origin_bytes: ext.origin_bytes,
+        };
         let target = Target::find(path)?;
         let sb = target.dir.filesystem()?;
+        let layout = if sb.block_size() < BLOCK_SIZE {
+            Layout::Counted {
+                first_data: geometry.first_data_position(),
+            }
+        } else {
+            Layout::Whole
+        };
         check_filesystem(origin, path, &target, &sb, bytes)?;
         if let Some(old) = &target.old {
             if !Target::may_replace(old)? {
@@ -304,14 +332,22 @@ impl CowFile {
         let geometry = Geometry {
             origin_bytes: ext.origin_bytes,
         };
-        let ext = with_roots(ext, &load_extents(place, path, file)?, &geometry.private());
+        let extents = load_extents(place, layout, path, file)?;
+        let ext = with_roots(ext, &extents, &geometry.private());
         file.write_at(&header_block(header, &ext), 0)?;
         file.sync()?;
         // From here on the extents can no longer change; then they are read.
         file.protect()?;
-        let extents = load_extents(place, path, file)?;
+        let extents = load_extents(place, layout, path, file)?;
         if with_roots(&ext, &extents, &geometry.private()) != ext {
             return Err(unsupported(path, "its filesystem moves files that are in use"));
+        }
+        if let Layout::Counted { first_data } = layout {
+            warn_if_cut_up(
+                path,
+                &extents,
+                (bytes / BLOCK_SIZE).saturating_sub(first_data),
+            );
         }
         // Raw I/O begins: the page cache must not know the blocks.
         file.drop_cache()?;
@@ -329,6 +365,7 @@ impl CowFile {
             place,
             id,
             ext,
+            layout,
             watch: Some(watch),
         })
     }

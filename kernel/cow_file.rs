@@ -29,11 +29,22 @@ use crate::logic::extents::FileExtent;
 use crate::sys::fsnotify::InodeWatch;
 use crate::sys::vfs::{FileId, LiveInode};
 
+/// How the blocks of the file are those of the origin.
+#[derive(Clone, Copy)]
+pub(crate) enum Layout {
+    /// Each is one.
+    Whole,
+    /// The filesystem's blocks are smaller. Only whole blocks of the origin are used, and they are
+    /// counted ([`crate::logic::extents`]), from `first_data` on. All others, those with header and
+    /// index among them, are the filesystem's like any block: preserved, shown, entered as changed.
+    Counted { first_data: u64 },
+}
+
 /// A COW file in use: created, preallocated, mapped, protected.
 ///
 /// Dropping it ends the protection and leaves the file where it is.
 pub(crate) struct CowFile {
-    /// By place in the file, all blocks of it; merged.
+    /// By place in the file, all blocks of it that the engine may use; merged.
     pub(crate) extents: KVVec<FileExtent>,
     pub(crate) bytes: u64,
     /// Size of header and index: what remains when the file is handed over.
@@ -44,6 +55,7 @@ pub(crate) struct CowFile {
     pub(crate) id: FileId,
     /// As the header has it.
     pub(crate) ext: cow::Extension,
+    pub(crate) layout: Layout,
     /// `None` while the filesystem is not mounted, and when the file has been let go of.
     pub(crate) watch: Option<InodeWatch>,
 }
@@ -57,6 +69,7 @@ pub(crate) struct OriginPlace {
 
 impl CowFile {
     /// Where the file lies, in order of its blocks. A last part of less than a block is not used.
+    /// [`Layout`] says what the numbers mean.
     pub(crate) fn extents(&self) -> &[FileExtent] {
         &self.extents
     }
@@ -101,11 +114,28 @@ impl CowFile {
         Frozen::new(sb)
     }
 
-    /// Gives all behind byte `bytes` back to the filesystem. The engine must have stopped writing
-    /// there.
+    /// How long the file is when all from block `keep` on has been given back.
+    pub(crate) fn bytes_to_keep(&self, keep: u64) -> u64 {
+        match self.layout {
+            Layout::Whole => keep.saturating_mul(BLOCK_SIZE),
+            Layout::Counted { first_data } if keep <= first_data => self.data_offset,
+            // A number lies behind its own place in the file by what was left out before it, and that
+            // is less than all that was left out.
+            Layout::Counted { .. } => {
+                let counted = self.extents.last().map_or(0, FileExtent::file_end);
+                let left_out = (self.bytes / BLOCK_SIZE).saturating_sub(counted);
+                let blocks = keep.saturating_add(left_out).saturating_add(2);
+                blocks.saturating_mul(BLOCK_SIZE).min(self.bytes)
+            }
+        }
+    }
+
+    /// Gives all from block `keep` on back to the filesystem, or nearly all where blocks are counted.
+    /// The engine must have stopped writing there.
     ///
     /// When it fails, the extents are those before.
-    pub(crate) fn truncate(&mut self, bytes: u64) -> Result {
+    pub(crate) fn drop_data(&mut self, keep: u64) -> Result {
+        let bytes = self.bytes_to_keep(keep);
         if bytes > self.bytes {
             return Err(EINVAL);
         }
@@ -113,7 +143,7 @@ impl CowFile {
         let file = live.open()?;
         file.set_size_protected(bytes)?;
         self.bytes = bytes;
-        cut(&mut self.extents, bytes / BLOCK_SIZE);
+        cut(&mut self.extents, keep);
         // The blocks are free again when the filesystem says so; until then they are not used.
         if let Err(e) = file.sync() {
             pr_warn!("the COW file was not synced: error {}\n", e.to_errno());
@@ -161,6 +191,20 @@ impl Drop for CowFile {
             }
         }
     }
+}
+
+/// What lies behind the first `blocks` blocks of the file; `extents` keeps the rest.
+pub(crate) fn split_off(extents: &mut KVVec<FileExtent>, blocks: u64) -> Result<KVVec<FileExtent>> {
+    let mut behind = KVVec::new();
+    let first = extents.partition_point(|e| e.file_end() <= blocks);
+    for e in extents.iter().skip(first) {
+        let part = e.skip(blocks.saturating_sub(e.file_block));
+        if part.len != 0 {
+            behind.push(part, GFP_KERNEL)?;
+        }
+    }
+    cut(extents, blocks);
+    Ok(behind)
 }
 
 /// Drops all extents behind the first `blocks` blocks of the file.

@@ -10,7 +10,7 @@ use kernel::str::BStr;
 
 use crate::abi::cow::BLOCK_SIZE;
 use crate::cow_create::load_extents;
-use crate::cow_file::{cut, CowFile};
+use crate::cow_file::{split_off, CowFile};
 use crate::logic::extents::{merge_push, FileExtent};
 use crate::sys::vfs::OpenFile;
 
@@ -55,8 +55,9 @@ impl CowFile {
             file.set_size_protected(self.bytes)?;
         }
         file.allocate_protected(self.bytes, add)?;
-        let mut all = load_extents(self.place, &self.path_in_fs, file)?;
-        let gained = split_off(&mut all, self.bytes / BLOCK_SIZE)?;
+        let mut all = load_extents(self.place, self.layout, &self.path_in_fs, file)?;
+        let known = self.extents.last().ok_or(EINVAL)?.file_end();
+        let gained = split_off(&mut all, known)?;
         if *all != *self.extents {
             return Err(EUCLEAN);
         }
@@ -70,18 +71,4 @@ impl CowFile {
         self.bytes = size;
         Ok(gained)
     }
-}
-
-/// What lies behind the first `blocks` blocks of the file; `extents` keeps the rest.
-fn split_off(extents: &mut KVVec<FileExtent>, blocks: u64) -> Result<KVVec<FileExtent>> {
-    let mut behind = KVVec::new();
-    let first = extents.partition_point(|e| e.file_end() <= blocks);
-    for e in extents.iter().skip(first) {
-        let part = e.skip(blocks.saturating_sub(e.file_block));
-        if part.len != 0 {
-            behind.push(part, GFP_KERNEL)?;
-        }
-    }
-    cut(extents, blocks);
-    Ok(behind)
 }

@@ -291,7 +291,7 @@ impl Device {
 fn still_there(file: &CowFile) -> Result<bool> {
     let live = file.enter()?;
     let open = live.open()?;
-    let now = load_extents(file.place, file.path_in_fs(), &open)?;
+    let now = load_extents(file.place, file.layout, file.path_in_fs(), &open)?;
     Ok(is_prefix(file.extents(), &now))
 }
 

@@ -11,7 +11,7 @@ use kernel::sync::Arc;
 
 use crate::abi::cow::{self, Geometry};
 use crate::abi::ioctl::Extent;
-use crate::cow_file::CowFile;
+use crate::cow_file::{CowFile, Layout};
 use crate::device::{Device, Watch};
 use crate::epoch::Epoch;
 use crate::events::UnmountHandler;
@@ -151,7 +151,8 @@ fn file_sizes(geometry: Geometry, fallocated_mib: u64) -> FileSizes {
     })
 }
 
-/// Those extents of `all`, in order of file blocks, that hold header, index and private blocks.
+/// Those extents of `all`, in order of file blocks, that hold header, index and private blocks. Where
+/// blocks are counted, only the last: the filesystem's own writes enter and preserve the others.
 pub(crate) fn private_extents(all: &[FileExtent], geometry: Geometry) -> Result<KVVec<FileExtent>> {
     let end = geometry.private().end;
     let mut out = KVVec::new();
@@ -320,6 +321,7 @@ impl Device {
             },
             snapshot: true,
             mounted: true,
+            counted: matches!(file.layout, Layout::Counted { .. }),
             origin_bytes: origin.bytes(),
             seqid: wanted.seqid,
             uuid: wanted.uuid,

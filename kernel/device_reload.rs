@@ -15,7 +15,7 @@ use kernel::str::{BStr, CString};
 use kernel::sync::Arc;
 
 use crate::abi::cow::{self, Geometry};
-use crate::cow_file::{CowFile, OriginPlace};
+use crate::cow_file::{CowFile, Layout, OriginPlace};
 use crate::cow_seal::decode_extension;
 use crate::device::{Device, Live, Watch};
 use crate::device_point::{guard, origin_extents, private_extents};
@@ -200,6 +200,11 @@ impl Device {
             place: OriginPlace { dev: origin.dev(), blocks: origin.blocks() },
             id: FileId { ino: root.ino, generation: root.igen },
             ext,
+            layout: if root.counted {
+                Layout::Counted { first_data: geometry.first_data_position() }
+            } else {
+                Layout::Whole
+            },
             watch: None,
             extents,
         };

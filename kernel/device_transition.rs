@@ -154,7 +154,11 @@ impl Device {
         }
         live.snapshot_mode = false;
         live.free_at_point = None;
-        let bytes = live.geometry.incremental_bytes();
+        let keep = match live.log {
+            Some(_) => live.geometry.private().end,
+            None => live.geometry.first_data_position(),
+        };
+        let bytes = file.bytes_to_keep(keep);
         if let Some(log) = live.log.as_ref() {
             // Before the blocks go: a file that is longer than its list is still the same file. What
             // goes wrong ends the record, which says so itself.
@@ -165,7 +169,7 @@ impl Device {
             });
         }
         self.step("truncating the COW file");
-        match file.truncate(bytes) {
+        match file.drop_data(keep) {
             Ok(()) => live.cow_extents = cow_extents,
             // Unmounted just now: the device is being reported as ended.
             Err(e) if e == ESTALE => {}

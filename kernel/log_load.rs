@@ -10,7 +10,7 @@ use crate::log_checkpoint::copy_of;
 use crate::log_seal::MAP_WORDS;
 use crate::logic::{
     change_map::ChangeMap,
-    extents::{merge_push, FileExtent},
+    extents::{merge_push, validate_from, FileExtent},
     private_format::{
         check, decode_extent, decode_log, get_u64, Kind, Root, RootState, ENVELOPE,
         EXTENTS_PER_BLOCK,
@@ -241,8 +241,8 @@ fn read_extents(
         number = number.saturating_add(1);
     }
     let geometry = Geometry { origin_bytes: root.origin_bytes };
-    let blocks = list.last().map_or(0, FileExtent::file_end);
-    crate::logic::extents::validate(&list, blocks, geometry.blocks()).map_err(|_| EINVAL)?;
+    let start = if root.counted { geometry.first_data_position() } else { 0 };
+    validate_from(start, &list, geometry.blocks()).map_err(|_| EINVAL)?;
     Ok(list)
 }
 

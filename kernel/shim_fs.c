@@ -474,7 +474,9 @@ int dbd_fallocate_protected(struct file *file, u64 start, u64 len)
 /*
  * Where a protected file lies: the contract that swap files use. -EOPNOTSUPP when the filesystem
  * does not offer it, or keeps books about it that would have to be undone (swap_deactivate).
- * -ERANGE when pieces smaller than a page were left out.
+ *
+ * Pages are those of the device that lie within one piece of the file, numbered in its order: what
+ * does not fill one is left out, which happens when the filesystem's blocks are smaller.
  */
 int dbd_map_file(struct file *file, dev_t *dev,
 		 int (*extent)(void *ctx, u64 page, u64 block, u64 pages), void *ctx)
@@ -502,8 +504,6 @@ int dbd_map_file(struct file *file, dev_t *dev,
 	inode_unlock(inode);
 	if (err >= 0) {
 		err = 0;
-		if (sis->max != i_size_read(inode) >> PAGE_SHIFT)
-			err = -ERANGE;
 		*dev = sis->bdev ? sis->bdev->bd_dev : 0;
 		for (node = rb_first(&sis->swap_extent_root); node && !err; node = rb_next(node)) {
 			struct swap_extent *se = rb_entry(node, struct swap_extent, rb_node);

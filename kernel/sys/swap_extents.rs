@@ -30,11 +30,12 @@ unsafe extern "C" fn add(ctx: *mut c_void, page: u64, block: u64, pages: u64) ->
     }
 }
 
-/// The extents of a protected file, in the order of the file, and the device that they are on. The
-/// last part of the file is left out if it is less than a block.
+/// The extents of a protected file, in the order of the file, and the device that they are on: those
+/// blocks of the device that lie within one piece of the file, *counted* ([`crate::logic::extents`]).
+/// The last part of the file is left out if it is less than a block.
 ///
-/// Syncs the file. EOPNOTSUPP: the filesystem cannot tell, or only for a while; EINVAL: the file has
-/// holes, or blocks shared with other files; ERANGE: some extents do not lie on whole blocks.
+/// Syncs the file. Any task. EOPNOTSUPP: the filesystem cannot tell, or only for a while; EINVAL: the
+/// file has holes, blocks shared with other files, or not one whole block.
 pub(crate) fn load(file: &OpenFile) -> Result<(KVVec<FileExtent>, bindings::dev_t)> {
     let mut list: KVVec<FileExtent> = KVVec::new();
     let mut dev = 0;

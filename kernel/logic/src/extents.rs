@@ -6,6 +6,13 @@
 //! the origin belongs to the file. All lookups are binary searches on slices. No overlaps in either
 //! order, no empty extents: [`validate`] and [`validate_by_origin`] check that once.
 //!
+//! On a filesystem whose own blocks are smaller, a piece of the file may begin and end anywhere in a
+//! block of the origin, which then holds parts of other files too. There the blocks of the file are
+//! *counted*: only blocks of the origin that lie within one piece are in the extents, numbered 0, 1, 2
+//! in the order of the file, wherever in the file that is. Before number `n` there are `n` whole blocks
+//! of the file, so it lies at or behind byte `n * 4096`. From the number of the first data block on,
+//! all are in the data part. Below, they may be in either part. When the file grows, no number changes.
+//!
 //! Any context.
 
 use super::abi::cow::SECTORS_PER_BLOCK;
@@ -195,7 +202,25 @@ pub fn validate(
     file_blocks: u64,
     origin_blocks: u64,
 ) -> Result<(), &'static str> {
-    let mut next = 0;
+    match validate_from(0, by_file, origin_blocks)? {
+        end if end > file_blocks => Err("extent behind the end of the file"),
+        end if end < file_blocks => Err("the end of the file has no extent"),
+        _ => Ok(()),
+    }
+}
+
+/// Checks extents sorted by file: they are contiguous in the file, from block `first` on, and lie within
+/// the origin. Returns the block behind the last.
+///
+/// # Errors
+///
+/// What is wrong, for the kernel log.
+pub fn validate_from(
+    first: u64,
+    by_file: &[FileExtent],
+    origin_blocks: u64,
+) -> Result<u64, &'static str> {
+    let mut next = first;
     for e in by_file {
         if e.len == 0 {
             return Err("empty extent");
@@ -206,19 +231,31 @@ pub fn validate(
         if e.file_block < next {
             return Err("extents overlap in the file");
         }
-        next = match e.file_block.checked_add(e.len) {
-            Some(end) if end <= file_blocks => end,
-            _ => return Err("extent behind the end of the file"),
-        };
+        next = e
+            .file_block
+            .checked_add(e.len)
+            .ok_or("extent behind the end of the file")?;
         match e.origin_block.checked_add(e.len) {
             Some(end) if end <= origin_blocks => {}
             _ => return Err("extent behind the end of the device"),
         }
     }
-    if next < file_blocks {
-        return Err("the end of the file has no extent");
-    }
-    Ok(())
+    Ok(next)
+}
+
+/// Checks counted extents of a file of `file_blocks` blocks (see the module's description): as
+/// [`validate`] does, but there may be less of them.
+///
+/// # Errors
+///
+/// What is wrong, for the kernel log.
+pub fn validate_counted(
+    by_file: &[FileExtent],
+    file_blocks: u64,
+    origin_blocks: u64,
+) -> Result<(), &'static str> {
+    let count = by_file.last().map_or(0, FileExtent::file_end);
+    validate(by_file, count.min(file_blocks), origin_blocks)
 }
 
 /// Checks extents sorted by origin: no two of them share a block.

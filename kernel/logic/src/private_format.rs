@@ -243,6 +243,8 @@ pub struct Root {
     pub snapshot: bool,
     /// Its filesystem is mounted, and by this machine.
     pub mounted: bool,
+    /// The blocks of the file are counted (see [`super::extents`]).
+    pub counted: bool,
     /// Size of the origin in bytes.
     pub origin_bytes: u64,
     /// As in the header.
@@ -329,6 +331,7 @@ impl Reader<'_> {
 
 const FLAG_SNAPSHOT: u32 = 1;
 const FLAG_MOUNTED: u32 = 2;
+const FLAG_COUNTED: u32 = 4;
 
 impl Root {
     /// Fills in a block; [`seal`] completes it.
@@ -342,6 +345,9 @@ impl Root {
         }
         if self.mounted {
             flags |= FLAG_MOUNTED;
+        }
+        if self.counted {
+            flags |= FLAG_COUNTED;
         }
         w.u32(flags);
         w.u64(self.origin_bytes);
@@ -376,6 +382,7 @@ impl Root {
             state,
             snapshot: flags & FLAG_SNAPSHOT != 0,
             mounted: flags & FLAG_MOUNTED != 0,
+            counted: flags & FLAG_COUNTED != 0,
             origin_bytes: r.u64(),
             seqid: r.u64(),
             uuid: r.bytes(),

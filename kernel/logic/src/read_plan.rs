@@ -3,7 +3,8 @@
 //!
 //! The rules for a block, first match wins (COMPAT.md section 5):
 //!
-//! 1. A metadata block (header, index) of the running COW file reads as zeros, always.
+//! 1. A metadata block (header, index) of the running COW file reads as zeros, always. (Where blocks
+//!    are counted, see [`super::extents`], none is among the file's.)
 //! 2. A data block of the running COW file that was taken for a copy reads as zeros.
 //! 3. Old data in memory or in the COW file is read from there.
 //! 4. Everything else is read from the origin, data blocks of the COW file that were not taken yet

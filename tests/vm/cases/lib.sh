@@ -163,7 +163,7 @@ with_time() {
     say "$text: $(((end - start) / 1000000)) ms"
 }
 
-# small_cycle TYPE DEVICE [FS SIZE]: one snapshot, one increment and a new snapshot on any kind of
+# small_cycle TYPE DEVICE [MKFS ARGS]: one snapshot, one increment and a new snapshot on any kind of
 # device, with a stamp writer and a file writer; image, change map and filesystem are checked.
 small_cycle() {
     local type=$1 dev=$2
@@ -171,8 +171,10 @@ small_cycle() {
     say "== $type on $dev, $(blockdev --getsize64 "$dev") bytes in blocks of $(blockdev --getss "$dev")"
     rm -rf "$W"
     mkdir -p "$W"
-    if [ "$type" = ext4 ]; then make_fs ext4 "$dev" "$@"; else make_fs xfs "$dev"; fi
+    make_fs "$type" "$dev" "$@"
     mount "$dev" "$M"
+    # What a case wants to be there first.
+    ! declare -F furnish >/dev/null || furnish
     dbdtest stamp-init "$W" "direct:$M/direct:4M" "buffered:$M/buffered:4M" --threads 2
     dbdtest stamp-run "$W" --until "$W/stop" --pause 10000 --seed 111 &
     local stamper=$!

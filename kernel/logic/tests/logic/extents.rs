@@ -176,3 +176,111 @@ proptest! {
         prop_assert_eq!(got, places);
     }
 }
+
+/// Pieces of a file on a filesystem with `PARTS` of its blocks to one of ours: place and length of
+/// each, in those small blocks, in the order of the file.
+type Pieces = Vec<(u64, u64)>;
+const PARTS: u64 = 4;
+
+/// Pieces that do not overlap, in a shuffled order.
+fn pieces() -> impl Strategy<Value = Pieces> {
+    prop::collection::vec((1..23u64, 0..6u64), 1..9)
+        .prop_map(|list| {
+            let mut at = 1;
+            list.into_iter()
+                .map(|(len, gap)| {
+                    let start = at + gap;
+                    at = start + len;
+                    (start, len)
+                })
+                .collect::<Vec<_>>()
+        })
+        .prop_shuffle()
+}
+
+/// What the kernel makes of pieces for swap files (fs/iomap/swapfile.c).
+fn counted(pieces: &Pieces) -> Vec<FileExtent> {
+    let mut joined: Pieces = Vec::new();
+    for &(start, len) in pieces {
+        match joined.last_mut() {
+            Some(last) if last.0 + last.1 == start => last.1 += len,
+            _ => joined.push((start, len)),
+        }
+    }
+    let mut out: Vec<FileExtent> = Vec::new();
+    let mut file_block = 0;
+    for (start, len) in joined {
+        let (first, end) = (start.div_ceil(PARTS), (start + len) / PARTS);
+        let next = FileExtent {
+            file_block,
+            origin_block: first,
+            len: end.saturating_sub(first),
+        };
+        file_block += next.len;
+        if let Some(e) = merge_push(out.last_mut(), next) {
+            out.push(e);
+        }
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(config(3))]
+
+    #[test]
+    fn counted_blocks_lie_at_or_behind_their_number(all in pieces(), cut in any::<prop::sample::Index>()) {
+        let list = counted(&all);
+        let small: u64 = all.iter().map(|p| p.1).sum();
+        let blocks = small / PARTS;
+        prop_assert_eq!(validate_counted(&list, blocks, ORIGIN), Ok(()));
+        // Which small block of the file each one of the device is.
+        let mut place = std::collections::HashMap::new();
+        let in_order = all.iter().flat_map(|&(start, len)| start..start + len);
+        for (i, at) in in_order.enumerate() {
+            place.insert(at, i as u64);
+        }
+        let mut last = 0;
+        for e in &list {
+            for i in 0..e.len {
+                let first = (e.origin_block + i) * PARTS;
+                let at = place[&first];
+                prop_assert!((0..PARTS).all(|j| place[&(first + j)] == at + j), "in one piece");
+                prop_assert!(at >= (e.file_block + i) * PARTS, "behind all that come before it");
+                prop_assert!(at >= last, "in order of the file");
+                last = at + PARTS;
+            }
+        }
+        // None is changed when the file grows, be it within a piece.
+        let n = cut.index(small as usize) as u64 + 1;
+        let mut left = n;
+        let mut before = Vec::new();
+        for &(start, len) in &all {
+            before.push((start, len.min(left)));
+            left -= len.min(left);
+        }
+        before.retain(|p| p.1 != 0);
+        for e in counted(&before) {
+            for i in 0..e.len {
+                let now = locate(&list, e.file_block + i).map(|l| l.0);
+                prop_assert_eq!(now, Some(e.origin_block + i));
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_counted_lists_are_refused(by_file in layout(), which in any::<prop::sample::Index>(), how in 0..4u8) {
+        let total = file_blocks(&by_file);
+        prop_assert_eq!(validate_counted(&by_file, total, ORIGIN), Ok(()));
+        prop_assert_eq!(validate_counted(&by_file, total + 3, ORIGIN), Ok(()));
+        prop_assert!(validate_counted(&by_file, total - 1, ORIGIN).is_err());
+        let mut bad = by_file.clone();
+        let i = which.index(bad.len());
+        match how {
+            0 => bad[i].len = 0,
+            1 => bad[i].file_block += 1,
+            2 => bad[i].origin_block = ORIGIN,
+            _ => bad[i].len = u64::MAX,
+        }
+        prop_assert!(validate_counted(&bad, total, ORIGIN).is_err());
+    }
+}
