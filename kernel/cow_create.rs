@@ -26,11 +26,12 @@ pub(crate) fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 /// The first block of a COW file.
-fn header_block(header: &cow::Header, ext: &cow::Extension) -> [u8; HEADER_BYTES as usize] {
-    let mut block = [0; HEADER_BYTES as usize];
+fn header_block(header: &cow::Header, ext: &cow::Extension) -> Result<KVec<u8>> {
+    let mut block = KVec::new();
+    block.resize(HEADER_BYTES as usize, 0, GFP_KERNEL)?;
     put(&mut block, 0, &header.encode());
     put(&mut block, cow::EXT_OFFSET, &ext.encode());
-    block
+    Ok(block)
 }
 
 /// A new file that is removed unless it is finished.
@@ -170,6 +171,7 @@ fn check_filesystem(
 }
 
 /// The extension with the places of the roots, if there is room for all that a reload needs.
+#[inline(never)] // Large on the stack.
 fn with_roots(ext: &cow::Extension, file: &[FileExtent], layout: &PrivateLayout) -> cow::Extension {
     let root = |n: u64| locate(file, layout.roots.saturating_add(n)).map(|(block, _)| block);
     let room = (layout.list_blocks as usize).saturating_mul(EXTENTS_PER_BLOCK);
@@ -334,7 +336,7 @@ impl CowFile {
         };
         let extents = load_extents(place, layout, path, file)?;
         let ext = with_roots(ext, &extents, &geometry.private());
-        file.write_at(&header_block(header, &ext), 0)?;
+        file.write_at(&header_block(header, &ext)?, 0)?;
         file.sync()?;
         // From here on the extents can no longer change; then they are read.
         file.protect()?;

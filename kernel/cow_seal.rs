@@ -54,10 +54,7 @@ impl CowFile {
     ) -> Result {
         let live = self.enter()?;
         let file = live.open_other(id)?;
-        let mut block = [0; HEADER_BYTES as usize];
-        if !file.read_at(&mut block, 0)? {
-            return Err(ESTALE);
-        }
+        let block = read_header(&file)?;
         let header = decode_header(&block)?;
         let ext = decode_extension(&block).ok_or(ESTALE)?;
         if ext.nonce != sibling.nonce {
@@ -88,6 +85,16 @@ impl CowFile {
     }
 }
 
+/// The first block of a file. Not on the stack: filesystem calls go deep.
+fn read_header(file: &OpenFile) -> Result<KVec<u8>> {
+    let mut block = KVec::new();
+    block.resize(HEADER_BYTES as usize, 0, GFP_KERNEL)?;
+    if !file.read_at(&mut block, 0)? {
+        return Err(ESTALE);
+    }
+    Ok(block)
+}
+
 fn decode_header(block: &[u8]) -> Result<cow::Header> {
     let bytes = block.first_chunk().ok_or(EINVAL)?;
     cow::Header::decode(bytes).map_err(|_| ESTALE)
@@ -110,10 +117,7 @@ fn hand_over(
     file.drop_cache()?;
     write_index(file, data_offset, changes)?;
     file.sync()?;
-    let mut block = [0; HEADER_BYTES as usize];
-    if !file.read_at(&mut block, 0)? {
-        return Err(EIO);
-    }
+    let mut block = read_header(file)?;
     let header = cow::Header {
         flags: header.flags | cow::FLAG_CLEAN | cow::FLAG_INDEX_ONLY,
         ..*header

@@ -231,6 +231,7 @@ impl Device {
                 let _ = log.update_root(|root| {
                     root.identity = now;
                     root.mounted = true;
+                    root.crash_blocks = live.crash_blocks;
                 });
             }
             Err(e) => self.step_error("reading the superblock", e),

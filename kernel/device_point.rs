@@ -288,6 +288,7 @@ impl Device {
 
     /// The log of a new file, written. `None`: its extents are too many; a crash costs the chain then.
     #[allow(clippy::too_many_arguments, reason = "all parts of one file")]
+    #[inline(never)] // Large on the stack.
     fn new_log(
         &self,
         origin: &Arc<Origin>,

@@ -159,17 +159,13 @@ impl Device {
             .map_err(because("there is no memory"))
             .and_then(|live| {
                 // Once every write is tracked: whoever wrote before shows now.
-                let root = live.log.as_ref().map(|log| *log.lock().root);
-                match root {
-                    Some(root) => identity::compare(&mut io, &root).map_err(|why| {
-                        if let Some(log) = live.log.as_ref() {
-                            Log::stop(log);
-                            Log::finish(log);
-                        }
-                        (ESTALE, why)
-                    })?,
-                    None => return Err((EINVAL, "it has no log")),
+                let log = live.log.as_ref().ok_or((EINVAL, "it has no log"))?;
+                let same = identity::compare(&mut io, &log.lock().root);
+                if same.is_err() {
+                    Log::stop(log);
+                    Log::finish(log);
                 }
+                same.map_err(|why| (ESTALE, why))?;
                 Ok(live)
             });
         if result.is_err() {

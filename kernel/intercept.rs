@@ -84,6 +84,16 @@ fn show_read(bio: BioRef<'_>) {
     }
 }
 
+/// Enters a bio that tracker `id` holds in its change maps of now.
+pub(crate) fn mark_again(bio: BioRef<'_>, id: u64) {
+    let guard = rcu::read_lock();
+    if let Some(list) = TRACKERS.read(&guard) {
+        if let Some(tracker) = list.iter().find(|t| t.id() == id) {
+            tracker.mark_again(&guard, bio);
+        }
+    }
+}
+
 /// Sends a bio that tracker `from` has held on its way, past the trackers behind it.
 pub(crate) fn resume(bio: HeldBio, from: u64) {
     send_on(bio, from.saturating_add(1));

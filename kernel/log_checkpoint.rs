@@ -6,22 +6,19 @@
 //! to the copies that do not count; flush; write the log, which makes these copies count and takes
 //! the marks back in one sector. A crash anywhere leaves either the marks or the bits.
 
-use crate::abi::cow::GROUP_BLOCKS;
+use crate::abi::cow::{PrivateLayout, GROUP_BLOCKS};
 use crate::faults::{self, Fault};
 use crate::logic::{
     private_format::{put, seal, Block, Kind, RootState, ENVELOPE},
     regions::GROUP_MASK,
 };
-use crate::region_log::{Log, OnDisk};
+use crate::region_log::{place, Log, OnDisk};
 use crate::sys::{raw_io::Durability, rcu_cell::synchronize};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
 /// Groups that are closed at once: bounds how long a writer may wait for a checkpoint.
 const ROUND: usize = 64;
-
-/// Words of a group's bitmap.
-const WORDS: usize = (GROUP_BLOCKS / 64) as usize;
 
 /// The bits of a word of the log that say which copy of the bitmap block counts.
 const COPY_SHIFT: u32 = 30;
@@ -39,16 +36,16 @@ const fn next_copy(word: u32) -> u32 {
     }
 }
 
-impl OnDisk {
-    /// Where copy 1 or 2 of a group's bitmap block lies: number in the file.
-    pub(crate) fn bitmap_number(&self, group: usize, copy: u32) -> u64 {
-        let behind = if copy == 2 { 1 } else { 0 };
-        self.layout
-            .bitmap
-            .saturating_add((group as u64).saturating_mul(2))
-            .saturating_add(behind)
-    }
+/// Where copy 1 or 2 of a group's bitmap block lies: number in the file.
+pub(crate) fn bitmap_number(layout: &PrivateLayout, group: usize, copy: u32) -> u64 {
+    let behind = if copy == 2 { 1 } else { 0 };
+    layout
+        .bitmap
+        .saturating_add((group as u64).saturating_mul(2))
+        .saturating_add(behind)
+}
 
+impl OnDisk {
     /// Writes the bitmap blocks of `groups` and makes them count. `marks` says which marks stay.
     /// The caller has made sure that all writes that are not marked are in the map.
     pub(crate) fn write_bitmaps(
@@ -57,29 +54,34 @@ impl OnDisk {
         groups: &[usize],
         marks: impl Fn(usize, u32) -> u32,
     ) -> Result {
-        let mut bits: KVVec<u64> = KVVec::new();
-        bits.resize(WORDS, 0, GFP_KERNEL)?;
-        for chunk in groups.chunks(ROUND) {
-            let mut places = KVec::with_capacity(chunk.len(), GFP_KERNEL)?;
-            for &group in chunk {
-                let word = self.words.get(group).copied().ok_or(EINVAL)?;
-                let number = self.bitmap_number(group, next_copy(word));
-                places.push((group, number, self.place(number)?), GFP_KERNEL)?;
-            }
-            let (nonce, generation) = (self.nonce, self.generation);
-            let mut left = places.iter();
-            self.io.write(Durability::Later, |block: &mut Block| {
-                let &(group, number, place) = left.next()?;
-                block.fill(0);
-                log.changes
-                    .copy_words((group as u64).saturating_mul(GROUP_BLOCKS), &mut bits);
-                for (i, word) in bits.iter().enumerate() {
-                    let at = ENVELOPE.saturating_add(i.saturating_mul(8));
-                    put(block, at, &word.to_le_bytes());
+        // Nothing is allocated here: memory may be waiting for a write to a region that is closed.
+        let (words, nonce, generation) = (&self.words, self.nonce, self.generation);
+        let (root, layout, bits) = (&self.root, &self.layout, &mut self.bits);
+        let mut left = groups.iter();
+        let mut lost = None;
+        self.io.write(Durability::Later, |block: &mut Block| {
+            let &group = left.next()?;
+            let word = words.get(group).copied().unwrap_or(0);
+            let number = bitmap_number(layout, group, next_copy(word));
+            let at = match place(root, layout, number) {
+                Ok(at) => at,
+                Err(e) => {
+                    lost = Some(e);
+                    return None;
                 }
-                seal(block, Kind::Bitmap, nonce, number, generation);
-                Some(place)
-            })?;
+            };
+            block.fill(0);
+            let first = (group as u64).saturating_mul(GROUP_BLOCKS);
+            log.changes.copy_words(first, bits);
+            for (i, word) in bits.iter().enumerate() {
+                let at = ENVELOPE.saturating_add(i.saturating_mul(8));
+                put(block, at, &word.to_le_bytes());
+            }
+            seal(block, Kind::Bitmap, nonce, number, generation);
+            Some(at)
+        })?;
+        if let Some(e) = lost {
+            return Err(e);
         }
         self.io.flush()?;
         for &group in groups {
@@ -149,15 +151,13 @@ impl Log {
     }
 
     fn take_back(&self, disk: &mut OnDisk, quiet: &[(usize, u32)]) -> Result {
+        let mut groups = KVec::with_capacity(quiet.len(), GFP_KERNEL)?;
         for &(group, idle) in quiet {
+            groups.push(group, GFP_KERNEL)?;
             self.regions.close(group, idle);
         }
         if !faults::active(Fault::NoGrace) {
             synchronize();
-        }
-        let mut groups = KVec::with_capacity(quiet.len(), GFP_KERNEL)?;
-        for &(group, _) in quiet {
-            groups.push(group, GFP_KERNEL)?;
         }
         disk.write_bitmaps(self, &groups, |group, marks| {
             let idle = quiet

@@ -6,7 +6,8 @@
 //! its group. What is bad and means anything else ends the chain.
 
 use crate::abi::cow::{Geometry, GROUP_BLOCKS, LOG_BLOCK_GROUPS};
-use crate::log_checkpoint::copy_of;
+use crate::faults::{self, Fault};
+use crate::log_checkpoint::{bitmap_number, copy_of};
 use crate::log_seal::MAP_WORDS;
 use crate::logic::{
     change_map::ChangeMap,
@@ -18,6 +19,7 @@ use crate::logic::{
     regions::GROUP_MASK,
     space::Segment,
 };
+use crate::region_log::place;
 use crate::sys::{bdev::Bdev, raw_io::RawIo};
 use kernel::prelude::*;
 
@@ -48,6 +50,7 @@ pub(crate) struct CopyMap {
 pub(crate) type Reason = &'static str;
 
 /// The root that counts, and its generation: the newer one of the good ones.
+#[inline(never)] // Large on the stack.
 pub(crate) fn read_root(
     io: &mut RawIo,
     nonce: u64,
@@ -71,18 +74,6 @@ pub(crate) fn read_root(
 }
 
 const ENODATA_OR_CLEAN: Error = crate::sys::errno::EUCLEAN;
-
-/// Where a private block lies, by the root's own list.
-fn place(root: &Root, first: u64, file_block: u64) -> Result<u64> {
-    let mut offset = file_block.checked_sub(first).ok_or(EINVAL)?;
-    for &(start, len) in &root.own {
-        if offset < len {
-            return start.checked_add(offset).ok_or(EINVAL);
-        }
-        offset = offset.saturating_sub(len);
-    }
-    Err(EINVAL)
-}
 
 impl Loaded {
     /// Reads the file whose header names `nonce` and `roots`, on a device of `origin_bytes` bytes.
@@ -118,7 +109,7 @@ impl Loaded {
             .map_err(|_| (ENOMEM, "there is no memory"))?;
         for (i, chunk) in (0u64..).zip(words.chunks_mut(LOG_BLOCK_GROUPS as usize)) {
             let number = layout.log.saturating_add(i);
-            let block = place(&root, layout.roots, number)
+            let block = place(&root, &layout, number)
                 .and_then(|at| io.read(at))
                 .map_err(why("its region log cannot be read"))?;
             let bad = decode_log(block, nonce, number, u32::MAX, chunk);
@@ -128,7 +119,7 @@ impl Loaded {
         }
         let marked = words.iter().any(|w| w & GROUP_MASK != 0);
         let mut root = root;
-        if root.state == RootState::Sealed && marked {
+        if root.state == RootState::Sealed && marked && !faults::active(Fault::NoUnseal) {
             // A newer root has been lost: the log knows better.
             root.state = RootState::Live;
         }
@@ -137,7 +128,7 @@ impl Loaded {
         read_bitmap(&mut io, &root, nonce, &layout, &words, &changes)
             .map_err(why("its change map cannot be read"))?;
         let before = changes.count();
-        if root.state != RootState::Closed {
+        if root.state == RootState::Live || root.state == RootState::Prepared {
             mark_regions(&changes, &words);
         }
         let added = changes.count().saturating_sub(before);
@@ -173,14 +164,10 @@ fn read_bitmap(
             continue;
         }
         let first = (group as u64).saturating_mul(GROUP_BLOCKS);
-        let behind = if copy == 2 { 1 } else { 0 };
-        let number = layout
-            .bitmap
-            .saturating_add((group as u64).saturating_mul(2))
-            .saturating_add(behind);
+        let number = bitmap_number(layout, group, copy);
         // Copy 3 is what a bad sector of the log says: no block can be right.
         let block = match copy {
-            1 | 2 => Some(io.read(place(root, layout.roots, number)?)?),
+            1 | 2 => Some(io.read(place(root, layout, number)?)?),
             _ => None,
         };
         match block.filter(|b| check(b, Kind::Bitmap, nonce, number).is_some()) {
@@ -228,7 +215,7 @@ fn read_extents(
     let mut left = total;
     let mut number = first;
     while left != 0 {
-        let block = io.read(place(root, layout.roots, number)?)?;
+        let block = io.read(place(root, layout, number)?)?;
         if check(block, Kind::Extents, nonce, number) != Some(root.list_generation) {
             return Err(ENODATA_OR_CLEAN);
         }

@@ -21,7 +21,7 @@
 //! both roots are poisoned first, so that no reload believes them, then everything that waits is let
 //! go. Tracking in memory goes on: only a crash would then cost the chain.
 
-use crate::abi::cow::{Geometry, PrivateLayout, LOG_BLOCK_GROUPS};
+use crate::abi::cow::{Geometry, PrivateLayout, GROUP_BLOCKS, LOG_BLOCK_GROUPS};
 use crate::faults::{self, Fault};
 use crate::intercept;
 use crate::logic::{
@@ -68,6 +68,8 @@ pub(crate) struct OnDisk {
     pub(crate) words: KVVec<u32>,
     /// Blocks of the log that differ from `words`.
     dirty: KVVec<bool>,
+    /// Room for the bits of a group.
+    pub(crate) bits: KVVec<u64>,
     pub(crate) layout: PrivateLayout,
     pub(crate) nonce: u64,
     /// The two roots, in blocks of the origin.
@@ -135,6 +137,9 @@ impl WorkItem<1> for Log {
 /// renews, in milliseconds.
 const CHECKPOINT_MS: u32 = 10_000;
 
+/// 64-bit words of a group's bits.
+pub(crate) const GROUP_WORDS: usize = (GROUP_BLOCKS / 64) as usize;
+
 /// What a log is made from.
 pub(crate) struct LogSetup<'a> {
     pub(crate) origin: &'a Arc<Origin>,
@@ -150,6 +155,7 @@ pub(crate) struct LogSetup<'a> {
 }
 
 /// The extents of a file's private blocks, for its root. EFBIG: too many.
+#[inline(never)] // Large on the stack.
 pub(crate) fn own_extents(
     file: &[FileExtent],
     layout: &PrivateLayout,
@@ -166,17 +172,22 @@ pub(crate) fn own_extents(
     Ok(out)
 }
 
+/// Where a private block lies on the origin, by the list in the root.
+pub(crate) fn place(root: &Root, layout: &PrivateLayout, file_block: u64) -> Result<u64> {
+    let mut offset = file_block.checked_sub(layout.roots).ok_or(EINVAL)?;
+    for &(start, len) in &root.own {
+        if offset < len {
+            return start.checked_add(offset).ok_or(EINVAL);
+        }
+        offset = offset.saturating_sub(len);
+    }
+    Err(EINVAL)
+}
+
 impl OnDisk {
     /// Where a private block lies on the origin.
     pub(crate) fn place(&self, file_block: u64) -> Result<u64> {
-        let mut offset = file_block.checked_sub(self.layout.roots).ok_or(EINVAL)?;
-        for &(start, len) in &self.root.own {
-            if offset < len {
-                return Ok(start.saturating_add(offset));
-            }
-            offset = offset.saturating_sub(len);
-        }
-        Err(EINVAL)
+        place(&self.root, &self.layout, file_block)
     }
 
     /// Writes the root, as it is now, over the older one of its copies.
@@ -201,27 +212,33 @@ impl OnDisk {
 
     /// Writes the blocks of the log that have changed, durably.
     pub(crate) fn write_log(&mut self) -> Result {
+        // Nothing is allocated here: memory may be waiting for the write that waits for this.
         let per_block = LOG_BLOCK_GROUPS as usize;
-        let mut todo = KVec::new();
-        for (i, dirty) in (0u64..).zip(self.dirty.iter_mut()) {
-            if core::mem::take(dirty) {
-                todo.push(i, GFP_KERNEL)?;
-            }
-        }
-        let mut places = KVec::with_capacity(todo.len(), GFP_KERNEL)?;
-        for &i in &todo {
-            let number = self.layout.log.saturating_add(i);
-            places.push((i as usize, number, self.place(number)?), GFP_KERNEL)?;
-        }
         let (words, nonce) = (&self.words, self.nonce);
-        let mut left = places.iter();
-        self.io.write(Durability::Itself, |block| {
-            let &(i, number, place) = left.next()?;
-            let from = i.saturating_mul(per_block);
-            let to = from.saturating_add(per_block).min(words.len());
-            encode_log(block, nonce, number, words.get(from..to).unwrap_or(&[]));
-            Some(place)
-        })
+        let (root, layout) = (&self.root, &self.layout);
+        let mut left = (0u64..).zip(self.dirty.iter_mut());
+        let mut lost = None;
+        let written = self.io.write(Durability::Itself, |block| {
+            let (i, dirty) = left.find(|(_, dirty)| **dirty)?;
+            *dirty = false;
+            let number = layout.log.saturating_add(i);
+            match place(root, layout, number) {
+                Ok(at) => {
+                    let from = (i as usize).saturating_mul(per_block);
+                    let to = from.saturating_add(per_block).min(words.len());
+                    encode_log(block, nonce, number, words.get(from..to).unwrap_or(&[]));
+                    Some(at)
+                }
+                Err(e) => {
+                    lost = Some(e);
+                    None
+                }
+            }
+        });
+        match lost {
+            Some(e) => Err(e),
+            None => written,
+        }
     }
 
     /// The word of a group, to be changed.
@@ -346,7 +363,10 @@ impl Log {
         let writes = io.id();
         let mut dirty = KVVec::new();
         dirty.resize(layout.log_blocks as usize, false, GFP_KERNEL)?;
+        let mut bits = KVVec::new();
+        bits.resize(GROUP_WORDS, 0, GFP_KERNEL)?;
         let disk = OnDisk {
+            bits,
             io,
             root: setup.root,
             generation: setup.generation,

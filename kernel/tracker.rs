@@ -79,17 +79,31 @@ impl HoldQueue {
                 return;
             }
         }
+        let active = snapshot.as_ref().filter(|s| !s.lets_go());
+        if discard {
+            let (start, len) = active.map_or((0, 0), |s| s.blocks_of(bio.view()));
+            match active.filter(|s| !s.map.preserved(start, len)) {
+                // The same for old data.
+                Some(s) => {
+                    s.counters.discards.fetch_add(1, Ordering::Relaxed);
+                    self.complete(bio);
+                }
+                // What spoke against it has ended meanwhile, and it was not entered as a change: it
+                // begins anew.
+                None => {
+                    intercept::ask_again(bio, self.id);
+                    self.held.leave();
+                }
+            }
+            return;
+        }
+        // A snapshot point may have passed since the probe: for the time behind it this is a change too.
+        intercept::mark_again(bio.view(), self.id);
         let Some(s) = snapshot else {
             intercept::resume(bio, self.id);
             self.held.leave();
             return;
         };
-        let (start, len) = s.blocks_of(bio.view());
-        if discard && !s.lets_go() && !s.map.preserved(start, len) {
-            // The same for old data.
-            s.counters.discards.fetch_add(1, Ordering::Relaxed);
-            return self.complete(bio);
-        }
         s.parked.push(bio);
         s.as_arc_borrow().wake_claim();
     }
@@ -398,6 +412,17 @@ impl Tracker {
         match self.follow(decision, epoch, (block, len)) {
             Action::Pass if closed => Action::Redirect,
             action => action,
+        }
+    }
+
+    /// Enters the blocks of a bio that waits in the change maps of now.
+    pub(crate) fn mark_again(&self, guard: &rcu::Guard, bio: BioRef<'_>) {
+        let range = decide::block_range(bio.sector(), bio.sectors(), self.start, self.sectors);
+        if let (Some((block, len)), Some(epoch)) = (range, self.epoch.read(guard)) {
+            epoch.changes.mark(block, len);
+            if let Some(previous) = &epoch.previous {
+                previous.mark(block, len);
+            }
         }
     }
 

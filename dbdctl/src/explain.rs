@@ -228,11 +228,6 @@ fn setup(
 fn reload(facts: &dyn Facts, bdev: &Path, errno: Errno) -> Option<String> {
     let dev = bdev.display();
     block_device(facts, bdev, errno).or_else(|| match errno {
-        Errno::EOPNOTSUPP => Some(
-            "this version cannot pick up a chain after a reboot: take a new first snapshot with \
-             setup-snapshot, and a full copy"
-                .to_owned(),
-        ),
         Errno::EINVAL => facts.mount_of_device(bdev).map(|m| {
             format!(
                 "{dev} is mounted already, on {}: a reload must come before the mount, or changes would \

@@ -152,7 +152,19 @@ fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
     };
     call(asked, r.minor, |c| {
         c.reload(&bdev, &cow, r.cache_size.unwrap_or(0), r.minor, snapshot)
-    })
+    })?;
+    let info = open()?.info(r.minor);
+    match info.map(|i| i.error) {
+        Ok(error) if error != 0 => Err(anyhow!(
+            "{} on {} cannot be picked up: {}. The kernel log says more. Nothing is tracked: `dbdctl \
+             destroy {}`, then take a new first snapshot with setup-snapshot, and a full copy",
+            Path::new(&r.cow).display(),
+            r.bdev.display(),
+            Errno::from_raw(-error).desc(),
+            r.minor
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A number is a minor, unless a file of that name exists.
