@@ -43,6 +43,9 @@ The backup cycle of /dev/sda1, mounted on /:
 Sizes may have a unit: 512M, 2G (1024-based)."
 )]
 pub struct Cli {
+    /// Leave the list of devices that are picked up at the next boot as it is.
+    #[arg(long, global = true)]
+    pub no_boot_list: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
