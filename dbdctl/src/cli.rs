@@ -76,6 +76,24 @@ pub struct Reload {
     pub minor: u32,
 }
 
+/// Arguments of boot.
+#[derive(Args, Debug)]
+pub struct Boot {
+    /// In an initramfs: the root file system's device. The list is read from it, without mounting it for
+    /// real, and only its own entries are announced.
+    #[arg(long, value_name = "DEVICE")]
+    pub root: Option<PathBuf>,
+    /// Another list than /etc/datto/dla/reload_devices.
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// How long to wait for devices that are not there yet.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u64).range(..=600))]
+    pub wait: u64,
+    /// Print the reload commands instead.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -169,6 +187,13 @@ snapshot, if it was not complete, must not be updated: repeat it from the snapsh
         #[arg(long)]
         json: bool,
     },
+    /// Announce the devices of the boot list, before their file systems are mounted.
+    #[command(after_help = "\
+The initramfs and dattobd-reload.service run this. Every problem is a message, and the exit status is 0: a boot
+goes on.
+
+Example: dbdctl boot --dry-run")]
+    Boot(Boot),
     /// Print the lowest free minor.
     FreeMinor,
     /// List the blocks that changed: of a handed-over COW file, or of a device right now.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Controls the driver; see `dbdctl --help`.
 
+mod boot;
 mod changed;
 mod cli;
 mod explain;
@@ -9,6 +10,7 @@ mod info;
 mod keep;
 mod man;
 mod mounts;
+mod peek;
 mod reload_list;
 mod stable_name;
 
@@ -128,6 +130,7 @@ fn run(command: Command, keeper: &Keeper) -> Result<()> {
         Command::DropSnapshot(m) => {
             changing(keeper, Asked::Drop, m.minor, |c| c.drop_snapshot(m.minor))
         }
+        Command::Boot(b) => boot::run(&b),
         Command::Info { minor, json } => info::print(&open()?, minor, json),
         Command::FreeMinor => {
             let control = open()?;
