@@ -1,0 +1,16 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Announces a tracked root filesystem to dattobd, before fsck and the mount. Never stops a boot.
+# dracut sources this file: no exit, and no variable but its own.
+
+# Boot with dattobd=off to leave it out.
+case " $(cat /proc/cmdline) " in
+*" dattobd=off "*) ;;
+*)
+    # shellcheck disable=SC2154 # dracut sets root
+    if [ -b "${root#block:}" ]; then
+        dbdctl boot --root "${root#block:}" --wait 0
+    fi
+    ;;
+esac
+:
