@@ -194,6 +194,11 @@ goes on.
 
 Example: dbdctl boot --dry-run")]
     Boot(Boot),
+    /// Exchange the loaded module for the installed one, and go on with all chains.
+    #[command(after_help = "\
+For an upgrade of the module without a reboot. No tracked file system may be mounted: between the two modules
+nobody would see a write. With the root file system among them, reboot instead.")]
+    HandOver,
     /// Print the lowest free minor.
     FreeMinor,
     /// List the blocks that changed: of a handed-over COW file, or of a device right now.

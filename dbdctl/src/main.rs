@@ -6,6 +6,7 @@ mod changed;
 mod cli;
 mod explain;
 mod facts;
+mod hand_over;
 mod info;
 mod keep;
 mod man;
@@ -131,6 +132,7 @@ fn run(command: Command, keeper: &Keeper) -> Result<()> {
             changing(keeper, Asked::Drop, m.minor, |c| c.drop_snapshot(m.minor))
         }
         Command::Boot(b) => boot::run(&b),
+        Command::HandOver => hand_over::run(keeper),
         Command::Info { minor, json } => info::print(&open()?, minor, json),
         Command::FreeMinor => {
             let control = open()?;

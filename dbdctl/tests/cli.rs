@@ -71,6 +71,7 @@ fn without_the_module_it_says_what_to_do() {
         &["destroy", "0"][..],
         &["info"],
         &["free-minor"],
+        &["hand-over"],
         &["changed", "0"],
         &["setup-snapshot", "/dev/sda1", "/.datto", "0"],
     ] {

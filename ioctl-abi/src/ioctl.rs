@@ -208,6 +208,16 @@ pub struct DropSnapshotParams {
     pub minor: u32,
 }
 
+/// Argument of [`RELEASE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReleaseParams {
+    /// `size_of` this struct, in bytes.
+    pub size: u32,
+    /// The device's minor.
+    pub minor: u32,
+}
+
 /// Argument of [`STATUS`]: what [`Info`] has no room for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -295,6 +305,7 @@ plain!(
     AutoExpandParams,
     Info,
     DropSnapshotParams,
+    ReleaseParams,
     Status,
     Extent,
     ExtentsParams,
@@ -339,6 +350,8 @@ pub const DROP_SNAPSHOT: u32 = ioc(WRITE, 32, size_of::<DropSnapshotParams>());
 pub const STATUS: u32 = ioc(READ | WRITE, 33, size_of::<Status>());
 /// Lists changed blocks or the COW file's own blocks ([`ExtentsParams`]).
 pub const EXTENTS: u32 = ioc(READ | WRITE, 34, size_of::<ExtentsParams>());
+/// Seals a dormant device and lets go of it: its COW file stays, for a reload ([`ReleaseParams`]).
+pub const RELEASE: u32 = ioc(WRITE, 35, size_of::<ReleaseParams>());
 
 // The numbers and offsets that the C driver's clients were compiled with.
 const _: () = {
@@ -373,6 +386,7 @@ const _: () = {
     assert!(size_of::<Info>() == 8272);
 
     assert!(size_of::<DropSnapshotParams>() == 8);
+    assert!(size_of::<ReleaseParams>() == 8);
     assert!(size_of::<Status>() == 128);
     assert!(size_of::<Extent>() == 16);
     assert!(size_of::<ExtentsParams>() == 32);
