@@ -16,6 +16,7 @@ help:
 	@echo "                     build it for this machine's kernel, in place"
 	@echo "make install KDIR=...  install that module and the tools on this machine"
 	@echo "make deb             Debian packages of tools, module and module source, in target/deb"
+	@echo "make bundle          the packages of all kernels and an installer that needs no network, in one file"
 	@echo "make clean           forget what was built; distclean: the cached chroots and kernels too"
 
 setup:
@@ -56,7 +57,12 @@ test-vm: module tools
 	done
 
 deb: module tools
-	@scripts/deb.sh $(FIRST)
+	@scripts/deb.sh $(TARGETS)
+
+# For every target kernel, whatever KERNELS says: one file for all machines.
+bundle: build-every tools
+	@scripts/deb.sh $(EVERY)
+	@scripts/bundle.sh
 
 PREFIX ?= /usr/local
 install:

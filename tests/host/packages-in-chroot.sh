@@ -68,6 +68,21 @@ quiet dpkg -i "$deb"/dattobd-tools_*.deb
 quiet dpkg -P dattobd-tools "dattobd-modules-$KERNEL"
 [ ! -e /etc/datto ] || fail "the purge left /etc/datto"
 
+bundle=$(echo /dattobd/target/bundle/dattobd-*.tar.xz)
+if [ -e "$bundle" ]; then
+    step "the bundle, without a network"
+    tar -C /tmp -xf "$bundle"
+    install=$(echo /tmp/dattobd-*/install.sh)
+    "$install" no-such-kernel >"$log" 2>&1 && fail "a kernel without a module was taken"
+    grep -q "no module for no-such-kernel" "$log" && grep -qF "$KERNEL" "$log" || fail "the error is not clear: $(cat "$log")"
+    "$install" --help | grep -qF "$KERNEL" || fail "no help"
+    quiet unshare --net "$install" "$KERNEL"
+    modinfo -k "$KERNEL" dattobd >/dev/null || fail "the bundle did not install the module"
+    quiet dpkg -P dattobd-tools "dattobd-modules-$KERNEL"
+    echo >>"$(dirname "$install")/INSTALL.md"
+    "$install" "$KERNEL" >"$log" 2>&1 && fail "a damaged bundle was taken"
+fi
+
 step "DKMS"
 quiet apt-get install -y --no-install-recommends "$deb"/dattobd-dkms_*.deb
 dkms status | tee /tmp/status

@@ -7,7 +7,7 @@
 target "${1:-trixie}"
 shopt -s nullglob
 debs=("$TOP"/target/deb/*.deb)
-[ ${#debs[@]} = 3 ] || die "run make deb first"
+[ ${#debs[@]} -ge 3 ] || die "run make deb first"
 
 say "shell scripts"
 if command -v shellcheck >/dev/null; then
