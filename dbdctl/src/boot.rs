@@ -251,7 +251,7 @@ fn root_filesystem(b: &Boot, root: &Path) {
         .into_iter()
         .filter(is_root)
         .map(|e| {
-            let next = e.next.as_ref().is_some_and(|n| peek.open(n).is_ok());
+            let next = e.next.as_ref().is_some_and(|n| peek.has_cow_file(n));
             announce(e, next)
         })
         .collect();
@@ -335,7 +335,7 @@ fn unmounted(b: &Boot, e: &Entry) -> Option<Announce> {
     let next_is_there = e
         .next
         .as_ref()
-        .is_some_and(|next| Peek::new(&e.device).is_ok_and(|peek| peek.open(next).is_ok()));
+        .is_some_and(|next| Peek::new(&e.device).is_ok_and(|peek| peek.has_cow_file(next)));
     Some(announce(e, next_is_there))
 }
 

@@ -2,8 +2,8 @@
 //! What the commands do to the reload list.
 //!
 //! An entry is written *before* the call that needs it. Setup and transition freeze the filesystem,
-//! and that empties its journal: so the entry of the root filesystem's own device can be read by an
-//! initramfs, which must not replay the journal. What a call made obsolete goes after it.
+//! and that empties its journal: so the first list on the root filesystem can be read by an initramfs,
+//! which must not replay the journal. What a call made obsolete goes after it.
 //! A list that cannot be written costs a full copy after the next reboot and fails no command.
 
 use crate::mounts;

@@ -9,6 +9,10 @@
 //! A value with other than plain characters is quoted: `"a b"`, with the escapes `\"`, `\\`, `\n`,
 //! `\t` and `\xHH`. A path is bytes, not UTF-8. Keys that this version does not know, comments and
 //! lines that it cannot read stay as they are when the list is written again.
+//!
+//! An initramfs reads the list of the root filesystem without a replay of the journal. So the file has
+//! room to spare (empty lines) and is overwritten in place: new text in the same blocks is seen in any
+//! case. A rename would be seen half: the folder's block as it was, the inode as it is now.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,7 +20,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,6 +28,10 @@ use std::time::{Duration, Instant};
 pub const PATH: &str = "/etc/datto/dla/reload_devices";
 /// A list is not larger than this.
 pub const MAX_BYTES: u64 = 1 << 20;
+/// The size of a list is a multiple of this: a block.
+const ROOM: u64 = 4096;
+/// `_IOW('f', 43, __u32)` of include/uapi/linux/ext4.h.
+const EXT4_IOC_CHECKPOINT: u64 = 0x4004_662b;
 /// How long to wait for another dbdctl that writes the list.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -299,7 +307,9 @@ pub struct List(Vec<Line>);
 impl List {
     /// Never fails: see [`List::problems`].
     pub fn parse(text: &[u8]) -> Self {
-        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        // What follows the last line is room.
+        let end = text.iter().rposition(|b| *b != b'\n').map_or(0, |n| n + 1);
+        let text = text.get(..end).unwrap_or_default();
         if text.is_empty() {
             return Self::default();
         }
@@ -440,11 +450,11 @@ fn lock(folder: &File) -> io::Result<()> {
     }
 }
 
-/// Changes a list: all or nothing, and on disk when this returns.
+/// Changes a list. It is on disk when this returns.
 ///
 /// # Errors
 ///
-/// Nothing was changed.
+/// Nothing was changed, unless the disk failed.
 pub fn update(path: &Path, change: impl FnOnce(&mut List)) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -457,11 +467,39 @@ pub fn update(path: &Path, change: impl FnOnce(&mut List)) -> io::Result<()> {
     if list == before {
         return Ok(());
     }
-    write(path, &dir, &list.to_bytes())
+    let text = list.to_bytes();
+    if overwrite(path, &text)? {
+        return Ok(());
+    }
+    replace(path, &dir, text)
 }
 
-/// Writes a file so that either the old or the new text is there, whenever the power goes.
-fn write(path: &Path, dir: &File, text: &[u8]) -> io::Result<()> {
+/// Writes into the blocks that the file has. Returns whether they were enough. A list of one block, as
+/// most are, is written whole or not at all.
+fn overwrite(path: &Path, text: &[u8]) -> io::Result<bool> {
+    let file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let size = file.metadata()?.len();
+    if size > MAX_BYTES || size % ROOM != 0 || size < text.len() as u64 {
+        return Ok(false);
+    }
+    let mut text = text.to_vec();
+    text.resize(size as usize, b'\n');
+    file.write_all_at(&text, 0)?;
+    file.sync_data()?;
+    Ok(true)
+}
+
+/// Writes a new file with room to spare.
+fn replace(path: &Path, dir: &File, mut text: Vec<u8>) -> io::Result<()> {
+    let size = (text.len() as u64 + ROOM / 2).next_multiple_of(ROOM);
+    if size > MAX_BYTES {
+        return Err(io::Error::other("it would become larger than 1 MiB"));
+    }
+    text.resize(size as usize, b'\n');
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let temp = path.with_file_name(name);
@@ -476,10 +514,15 @@ fn write(path: &Path, dir: &File, text: &[u8]) -> io::Result<()> {
             .create_new(true)
             .mode(0o644)
             .open(&temp)?;
-        file.write_all(text)?;
+        file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&temp, path)?;
-        dir.sync_all()
+        dir.sync_all()?;
+        // ext4 empties its journal. Where that is not possible, the freeze of the next snapshot does.
+        let flags = 0u32;
+        // SAFETY: the call reads one u32; any other filesystem refuses it.
+        unsafe { nix::libc::ioctl(dir.as_raw_fd(), EXT4_IOC_CHECKPOINT as _, &flags) };
+        Ok(())
     })();
     if result.is_err() {
         let _ = fs::remove_file(&temp);
