@@ -223,9 +223,16 @@ fn issue_all(b: &Boot, all: &[Announce]) {
 
 /// In an initramfs: the list lies on the root filesystem itself.
 fn root_filesystem(b: &Boot, root: &Path) {
-    let Some(number) = stable_name::device_number(root) else {
-        say(b, &format!("{} is no block device", root.display()));
-        return;
+    let until = Instant::now() + Duration::from_secs(b.wait);
+    let number = loop {
+        match stable_name::device_number(root) {
+            Some(number) => break number,
+            None if !root.exists() && Instant::now() < until => sleep(POLL),
+            None => {
+                say(b, &format!("{} is no block device", root.display()));
+                return;
+            }
+        }
     };
     let is_root = |e: &&Entry| stable_name::device_number(&e.device) == Some(number);
     let path = b.list.clone().unwrap_or_else(|| reload_list::PATH.into());

@@ -22,7 +22,7 @@ fi
 over=$(mktemp -d)
 trap 'rmdir "$over"' EXIT
 kernel=$(cat "$STATE/kernel")
-export OVER=$over KERNEL=$kernel
+export OVER=$over KERNEL=$kernel TARGET=$T_NAME
 unshare --mount --propagation private bash -euc '
     mount -t tmpfs -o size=4G tmpfs "$OVER"
     mkdir "$OVER"/{upper,work,root}
@@ -35,6 +35,6 @@ unshare --mount --propagation private bash -euc '
     mount --bind "$1" "$ROOT/dattobd"
     mount --bind "$2" "$ROOT/cache"
     chroot "$ROOT" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-        KERNEL="$KERNEL" bash /dattobd/tests/host/packages-in-chroot.sh
+        KERNEL="$KERNEL" TARGET="$TARGET" bash /dattobd/tests/host/packages-in-chroot.sh
 ' packages "$ROOT" "$TOP" "$CACHE"
 say "packages: all is well"

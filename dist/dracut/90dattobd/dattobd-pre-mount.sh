@@ -7,10 +7,11 @@
 case " $(cat /proc/cmdline) " in
 *" dattobd=off "*) ;;
 *)
+    # With systemd, dracut does not wait for the device before this.
     # shellcheck disable=SC2154 # dracut sets root
-    if [ -b "${root#block:}" ]; then
-        dbdctl boot --root "${root#block:}" --wait 0
-    fi
+    case $root in
+    block:/*) dbdctl boot --root "${root#block:}" --wait 30 ;;
+    esac
     ;;
 esac
 :
