@@ -6,7 +6,7 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm build-every module tools setup install clean distclean
+.PHONY: help demo test test-host test-vm build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
@@ -15,6 +15,8 @@ help:
 	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
 	@echo "                     build it for this machine's kernel, in place"
 	@echo "make install KDIR=...  install that module and the tools on this machine"
+	@echo "make deb             Debian packages of tools, module and module source, in target/deb"
+	@echo "make bundle          the packages of all kernels and an installer that needs no network, in one file"
 	@echo "make clean           forget what was built; distclean: the cached chroots and kernels too"
 
 setup:
@@ -54,6 +56,14 @@ test-vm: module tools
 	    scripts/vm-image.sh $$t && DBD_TARGET=$$t scripts/vm.sh test $(CASES) || exit 1; \
 	done
 
+deb: module tools
+	@scripts/deb.sh $(TARGETS)
+
+# For every target kernel, whatever KERNELS says: one file for all machines.
+bundle: build-every tools
+	@scripts/deb.sh $(EVERY)
+	@scripts/bundle.sh
+
 PREFIX ?= /usr/local
 install:
 	@test -n "$(KDIR)" || { echo "usage: make install KDIR=/lib/modules/\$$(uname -r)/build"; exit 1; }
@@ -63,6 +73,17 @@ install:
 	depmod -a "$$(cat $(KDIR)/include/config/kernel.release)"
 	install -D -m755 -t $(DESTDIR)$(PREFIX)/sbin target/release/dbdctl target/release/update-img
 	install -D -m644 -t $(DESTDIR)/etc/udev/rules.d dist/udev/*.rules
+	install -D -m755 -t $(DESTDIR)$(PREFIX)/sbin dist/sbin/datto_reload
+	install -d $(DESTDIR)/etc/datto/dla
+	install -D -m755 -t $(DESTDIR)/etc/initramfs-tools/hooks dist/initramfs-tools/hooks/dattobd
+	install -D -m755 -t $(DESTDIR)/etc/initramfs-tools/scripts/local-premount \
+	    dist/initramfs-tools/scripts/local-premount/dattobd
+	if [ -d $(DESTDIR)/usr/lib/dracut/modules.d ]; then \
+	    install -D -m755 -t $(DESTDIR)/usr/lib/dracut/modules.d/90dattobd dist/dracut/90dattobd/*.sh; fi
+	install -D -m644 -t $(DESTDIR)/etc/modules-load.d dist/modules-load.d/dattobd.conf
+	install -D -m644 -t $(DESTDIR)/etc/systemd/system dist/systemd/dattobd-reload.service
+	sed -i 's|/usr/sbin/|$(PREFIX)/sbin/|' $(DESTDIR)/etc/systemd/system/dattobd-reload.service
+	@echo "To pick up tracked devices at boot: systemctl enable dattobd-reload && update-initramfs -u"
 	@if man=$$(mktemp -d) && target/release/dbdctl man $$man; then \
 	    install -D -m644 -t $(DESTDIR)$(PREFIX)/share/man/man8 $$man/*.8; rm -r $$man; fi
 

@@ -6,8 +6,7 @@
 //! (`fs/ext4/ext4.h`), `struct xfs_dsb` (`fs/xfs/libxfs/xfs_format.h`).
 
 use crate::faults::{self, Fault};
-use crate::logic::crc32c::crc32c;
-use crate::logic::private_format::{Identity, Root, RootState};
+use crate::logic::private_format::{digest, Identity, Root, RootState};
 use crate::region_log::OnDisk;
 use crate::sys::raw_io::{Block, RawIo};
 use kernel::prelude::*;
@@ -49,17 +48,17 @@ fn of(block: &Block) -> Identity {
     let fs = kind(block);
     let life = match fs {
         // Volume, number of mounts, time of the last one, with its upper byte.
-        EXT4 => crc32c(&[
+        EXT4 => digest(&[
             part(block, EXT4_SUPER + 0x68, 16),
             part(block, EXT4_SUPER + 0x34, 2),
             part(block, EXT4_SUPER + 0x2c, 4),
             part(block, EXT4_SUPER + 0x275, 1),
         ]),
         // Volume only.
-        XFS => crc32c(&[part(block, 32, 16)]),
+        XFS => digest(&[part(block, 32, 16)]),
         _ => 0,
     };
-    Identity { fs, life, exact: crc32c(&[block]) }
+    Identity { fs, life, exact: digest(&[block]) }
 }
 
 /// The filesystem as it is on disk now.

@@ -51,13 +51,19 @@ verify() {
 rebuild() {
     local work=$1 run
     mkdir -p "$work/src" "$work/obj" "$work/deb"
-    (
-        cd "$work/deb"
-        apt-get download "linux-source-$series=$version" ||
-            die "linux-source-$series has no version $version here: run apt-get update, or upgrade to a kernel that is packaged now"
-        dpkg-deb -x linux-source-*.deb .
-        tar -C "$work/src" --strip-components=1 -xf "usr/src/linux-source-$series.tar.xz"
-    )
+    local tarball=/usr/src/linux-source-$series.tar.xz
+    # Without a network, the installed package serves as well.
+    if ! [ -e "$tarball" ] ||
+        [ "$(dpkg-query -W -f '${Version}' "linux-source-$series" 2>/dev/null)" != "$version" ]; then
+        (
+            cd "$work/deb"
+            apt-get download "linux-source-$series=$version" ||
+                die "linux-source-$series has no version $version here: run apt-get update, or upgrade to a kernel that is packaged now"
+            dpkg-deb -x linux-source-*.deb .
+        )
+        tarball=$work/deb$tarball
+    fi
+    tar -C "$work/src" --strip-components=1 -xf "$tarball"
     rm -rf "$work/deb"
     cp "$config" "$work/obj/.config"
     # The release string must come out identical.

@@ -112,6 +112,12 @@ impl Control {
         )
     }
 
+    /// Seals a dormant device and lets go of it; its COW file stays.
+    pub fn release(&self, minor: u32) -> Result<(), Errno> {
+        let size = size_of::<abi::ReleaseParams>() as u32;
+        self.call(abi::RELEASE, &mut abi::ReleaseParams { size, minor })
+    }
+
     /// Changes the cache limit.
     pub fn reconfigure(&self, cache_size: u64, minor: u32) -> Result<(), Errno> {
         self.call(

@@ -43,6 +43,9 @@ The backup cycle of /dev/sda1, mounted on /:
 Sizes may have a unit: 512M, 2G (1024-based)."
 )]
 pub struct Cli {
+    /// Leave the list of devices that are picked up at the next boot as it is.
+    #[arg(long, global = true)]
+    pub no_boot_list: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -71,6 +74,24 @@ pub struct Reload {
     /// Number of the device.
     #[arg(value_name = "MINOR")]
     pub minor: u32,
+}
+
+/// Arguments of boot.
+#[derive(Args, Debug)]
+pub struct Boot {
+    /// In an initramfs: the root file system's device. The list is read from it, without mounting it for
+    /// real, and only its own entries are announced.
+    #[arg(long, value_name = "DEVICE")]
+    pub root: Option<PathBuf>,
+    /// Another list than /etc/datto/dla/reload_devices.
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// How long to wait for devices that are not there yet.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u64).range(..=600))]
+    pub wait: u64,
+    /// Print the reload commands instead.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// The commands.
@@ -166,6 +187,18 @@ snapshot, if it was not complete, must not be updated: repeat it from the snapsh
         #[arg(long)]
         json: bool,
     },
+    /// Announce the devices of the boot list, before their file systems are mounted.
+    #[command(after_help = "\
+The initramfs and dattobd-reload.service run this. Every problem is a message, and the exit status is 0: a boot
+goes on.
+
+Example: dbdctl boot --dry-run")]
+    Boot(Boot),
+    /// Exchange the loaded module for the installed one, and go on with all chains.
+    #[command(after_help = "\
+For an upgrade of the module without a reboot. No tracked file system may be mounted: between the two modules
+nobody would see a write. With the root file system among them, reboot instead.")]
+    HandOver,
     /// Print the lowest free minor.
     FreeMinor,
     /// List the blocks that changed: of a handed-over COW file, or of a device right now.

@@ -327,11 +327,11 @@ fn cow_not_usable(
         .map(|origin_bytes| Geometry { origin_bytes }.min_file_bytes().div_ceil(1 << 20));
     match (size, least) {
         (Some(size), Some(least)) if size < least => format!(
-            "{size} MiB are too little for the COW file of {dev}: it takes {least} MiB for header, index and \
+            "{size} MiB are too little for the COW file of {dev}: it takes {least} MiB for header, index, log and \
              one block alone. Give it more with -f"
         ),
         _ => format!(
-            "{path} cannot be used: it must lie on {dev}, and be large enough for header, index and one block \
+            "{path} cannot be used: it must lie on {dev}, and be large enough for header, index, log and one block \
              (-f); the kernel log may say more (dmesg | tail)"
         ),
     }

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Controls the driver; see `dbdctl --help`.
 
+mod boot;
 mod changed;
 mod cli;
 mod explain;
 mod facts;
+mod hand_over;
 mod info;
+mod keep;
 mod man;
 mod mounts;
+mod peek;
+mod reload_list;
+mod stable_name;
 
 use anyhow::{anyhow, Context, Result};
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use dattobd_client::control::Control;
 use explain::Asked;
+use keep::Keeper;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr};
 use std::io::Write;
@@ -25,7 +32,8 @@ use std::process::ExitCode;
 const FAILED: u8 = 255;
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let cli = Cli::parse();
+    match run(cli.command, &Keeper::new(cli.no_boot_list)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if broken_pipe(&e) => ExitCode::from(FAILED),
         Err(e) => {
@@ -56,11 +64,34 @@ fn call(
     minor: u32,
     what: impl FnOnce(&Control) -> Result<(), Errno>,
 ) -> Result<()> {
-    let control = open()?;
-    what(&control).map_err(|e| anyhow!(explain::call(&control, asked, minor, e)))
+    explained(&open()?, asked, minor, what)
 }
 
-fn run(command: Command) -> Result<()> {
+fn explained(
+    control: &Control,
+    asked: Asked<'_>,
+    minor: u32,
+    what: impl FnOnce(&Control) -> Result<(), Errno>,
+) -> Result<()> {
+    what(control).map_err(|e| anyhow!(explain::call(control, asked, minor, e)))
+}
+
+/// As [`call`], and the list knows what became of the device.
+fn changing(
+    keeper: &Keeper,
+    asked: Asked<'_>,
+    minor: u32,
+    what: impl FnOnce(&Control) -> Result<(), Errno>,
+) -> Result<()> {
+    let control = open()?;
+    explained(&control, asked, minor, what)?;
+    if let Ok(info) = control.info(minor) {
+        keeper.is_now(&info);
+    }
+    Ok(())
+}
+
+fn run(command: Command, keeper: &Keeper) -> Result<()> {
     match command {
         Command::SetupSnapshot {
             cache_size,
@@ -68,50 +99,25 @@ fn run(command: Command) -> Result<()> {
             bdev,
             cow,
             minor,
-        } => {
-            let (b, c) = (c_string(bdev.as_os_str())?, c_string(cow.as_os_str())?);
-            call(
-                Asked::Setup {
-                    bdev: &bdev,
-                    cow: &cow,
-                    size: fallocate,
-                },
-                minor,
-                |control| {
-                    control.setup(
-                        &b,
-                        &c,
-                        fallocate.unwrap_or(0),
-                        cache_size.unwrap_or(0),
-                        minor,
-                    )
-                },
-            )
-        }
+        } => setup(keeper, cache_size, fallocate, &bdev, &cow, minor),
         Command::ReloadSnapshot(r) => reload(&r, true),
         Command::ReloadIncremental(r) => reload(&r, false),
-        Command::Destroy(m) => call(Asked::Destroy, m.minor, |c| c.destroy(m.minor)),
+        Command::Destroy(m) => destroy(keeper, m.minor),
         Command::TransitionToIncremental(m) => {
-            call(Asked::Inc, m.minor, |c| c.transition_inc(m.minor))
+            changing(keeper, Asked::Inc, m.minor, |c| c.transition_inc(m.minor))
         }
         Command::TransitionToSnapshot {
             fallocate,
             cow,
             minor,
-        } => {
-            let path = c_string(cow.as_os_str())?;
-            call(
-                Asked::Snap {
-                    cow: &cow,
-                    size: fallocate,
-                },
-                minor,
-                |c| c.transition_snap(&path, fallocate.unwrap_or(0), minor),
-            )
+        } => next_snapshot(keeper, fallocate, &cow, minor),
+        Command::Reconfigure { cache_size, minor } => {
+            call(Asked::Reconfigure, minor, |c| {
+                c.reconfigure(cache_size.unwrap_or(0), minor)
+            })?;
+            keeper.cache(minor, cache_size);
+            Ok(())
         }
-        Command::Reconfigure { cache_size, minor } => call(Asked::Reconfigure, minor, |c| {
-            c.reconfigure(cache_size.unwrap_or(0), minor)
-        }),
         Command::ExpandCowFile { size, minor } => {
             call(Asked::Expand, minor, |c| c.expand(size, minor))
         }
@@ -122,7 +128,11 @@ fn run(command: Command) -> Result<()> {
         } => call(Asked::AutoExpand, minor, |c| {
             c.auto_expand(step_size, reserved_space, minor)
         }),
-        Command::DropSnapshot(m) => call(Asked::Drop, m.minor, |c| c.drop_snapshot(m.minor)),
+        Command::DropSnapshot(m) => {
+            changing(keeper, Asked::Drop, m.minor, |c| c.drop_snapshot(m.minor))
+        }
+        Command::Boot(b) => boot::run(&b),
+        Command::HandOver => hand_over::run(keeper),
         Command::Info { minor, json } => info::print(&open()?, minor, json),
         Command::FreeMinor => {
             let control = open()?;
@@ -141,6 +151,68 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Man { folder } => man::write(&folder),
+    }
+}
+
+fn setup(
+    keeper: &Keeper,
+    cache: Option<u64>,
+    size: Option<u64>,
+    bdev: &Path,
+    cow: &Path,
+    minor: u32,
+) -> Result<()> {
+    let (b, c) = (c_string(bdev.as_os_str())?, c_string(cow.as_os_str())?);
+    let control = open()?;
+    // The entry of a device that is there is not this command's; and with a path that leads nowhere the
+    // call is going to fail.
+    let path = keep::in_its_filesystem(cow).filter(|_| control.info(minor).is_err());
+    let before = path.map(|path| keeper.setup(minor, bdev, path, cache));
+    let asked = Asked::Setup { bdev, cow, size };
+    let result = explained(&control, asked, minor, |control| {
+        control.setup(&b, &c, size.unwrap_or(0), cache.unwrap_or(0), minor)
+    });
+    match (&result, before, control.info(minor)) {
+        (Ok(()), _, Ok(info)) => keeper.is_now(&info),
+        (Err(_), Some(before), _) => keeper.setup_failed(minor, before),
+        _ => {}
+    }
+    result
+}
+
+fn next_snapshot(keeper: &Keeper, size: Option<u64>, cow: &Path, minor: u32) -> Result<()> {
+    let path = c_string(cow.as_os_str())?;
+    let control = open()?;
+    let known = control.info(minor).ok().zip(keep::in_its_filesystem(cow));
+    let listed = known.map(|(info, path)| keeper.next_snapshot(&info, path));
+    let result = explained(&control, Asked::Snap { cow, size }, minor, |c| {
+        c.transition_snap(&path, size.unwrap_or(0), minor)
+    });
+    match (&result, listed, control.info(minor)) {
+        (Ok(()), _, Ok(info)) => keeper.is_now(&info),
+        (Err(_), Some(()), _) => keeper.next_failed(minor),
+        _ => {}
+    }
+    result
+}
+
+fn destroy(keeper: &Keeper, minor: u32) -> Result<()> {
+    let control = open()?;
+    match control.destroy(minor) {
+        Ok(()) => {
+            keeper.forget(minor);
+            Ok(())
+        }
+        Err(e) => {
+            let why = explain::call(&control, Asked::Destroy, minor, e);
+            // Otherwise nothing would ever remove the entry of a device that could not be loaded.
+            if e == Errno::ENOENT && keeper.forget(minor) {
+                return Err(anyhow!(
+                    "{why}; the entry of {minor} in the boot list was removed"
+                ));
+            }
+            Err(anyhow!(why))
+        }
     }
 }
 

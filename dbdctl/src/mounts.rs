@@ -109,9 +109,47 @@ pub fn of_path(path: &Path) -> Option<Mount> {
     best(all().into_iter(), &number(existing.dev()))
 }
 
+/// Of the mounts that a path lies below, the one that it is really in: the deepest, and of those the
+/// last, which hides the others.
+fn containing(mounts: impl Iterator<Item = Mount>, path: &Path) -> Option<Mount> {
+    mounts
+        .filter(|m| path.starts_with(&m.point))
+        .max_by_key(|m| m.point.components().count())
+}
+
+/// A path (absolute, without links) from the root of its filesystem on.
+pub fn in_filesystem(path: &Path) -> Option<PathBuf> {
+    below_root(containing(all().into_iter(), path)?, path)
+}
+
+fn below_root(mount: Mount, path: &Path) -> Option<PathBuf> {
+    Some(mount.root.join(path.strip_prefix(&mount.point).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_told_from_the_root_of_its_filesystem_on() {
+        let lines: [&[u8]; 4] = [
+            b"1 0 8:1 / / rw - ext4 /dev/sda1 rw",
+            b"2 0 8:2 / /data rw - ext4 /dev/sda2 rw",
+            b"3 0 8:3 / /data rw - ext4 /dev/sda3 rw",
+            b"4 0 8:3 /srv/x /data/bind rw - ext4 /dev/sda3 rw",
+        ];
+        let of = |path: &str| {
+            let path = Path::new(path);
+            below_root(
+                containing(lines.iter().filter_map(|l| parse(l)), path)?,
+                path,
+            )
+        };
+        assert_eq!(of("/.datto").unwrap(), Path::new("/.datto"));
+        assert_eq!(of("/database/c").unwrap(), Path::new("/database/c"));
+        assert_eq!(of("/data/c").unwrap(), Path::new("/c"));
+        assert_eq!(of("/data/bind/c").unwrap(), Path::new("/srv/x/c"));
+    }
 
     #[test]
     fn reads_a_line() {

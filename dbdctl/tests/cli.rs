@@ -71,6 +71,7 @@ fn without_the_module_it_says_what_to_do() {
         &["destroy", "0"][..],
         &["info"],
         &["free-minor"],
+        &["hand-over"],
         &["changed", "0"],
         &["setup-snapshot", "/dev/sda1", "/.datto", "0"],
     ] {
@@ -190,4 +191,35 @@ fn changed_does_not_wait_for_a_pipe_and_does_not_panic_at_a_closed_one() {
     drop(child.stdout.take());
     let o = child.wait_with_output().unwrap();
     assert!(!stderr(&o).contains("panicked"), "{}", stderr(&o));
+}
+
+/// Whatever the list says, a boot goes on.
+#[test]
+fn boot_complains_and_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    for (text, want) in [
+        ("", ""),
+        ("# nothing\n", ""),
+        ("garbage\n", "line 1"),
+        (
+            "minor=0 device=/dev/does-not-exist cow=/c\n",
+            "is not there",
+        ),
+    ] {
+        std::fs::write(&list, text).unwrap();
+        let path = list.to_str().unwrap();
+        let o = dbdctl(&["boot", "--dry-run", "--wait", "0", "--list", path]);
+        assert!(o.status.success(), "{text}");
+        assert!(o.stdout.is_empty(), "{text}");
+        assert!(stderr(&o).contains(want), "{text}: {}", stderr(&o));
+        assert_eq!(stderr(&o).is_empty(), want.is_empty());
+    }
+    let o = dbdctl(&["boot", "--dry-run", "--list", dir.path().to_str().unwrap()]);
+    assert!(o.status.success() && stderr(&o).contains("cannot be read"));
+    let o = dbdctl(&["boot", "--dry-run", "--root", "/dev/null"]);
+    assert!(o.status.success() && stderr(&o).contains("no block device"));
+    for args in [&["boot", "--wait", "x"][..], &["boot", "--nonsense"]] {
+        assert_eq!(dbdctl(args).status.code(), Some(2));
+    }
 }

@@ -223,10 +223,21 @@ pub struct Sibling {
 pub struct Identity {
     /// 0: not recorded; else the first four bytes of the filesystem's name.
     pub fs: u32,
-    /// CRC32C of what stays the same from a mount until the next.
-    pub life: u32,
-    /// CRC32C of the whole first block and the log's head: exact as long as nobody writes.
-    pub exact: u32,
+    /// [`digest`] of what stays the same from a mount until the next.
+    pub life: u64,
+    /// [`digest`] of the whole first block: the same as long as nobody writes.
+    pub exact: u64,
+}
+
+/// FNV-1a, 64 bits, of all pieces, one behind the other.
+///
+/// Not a CRC32C: superblocks end with a CRC32C of their own, and the CRC32C of something that holds its
+/// own is always the same.
+pub fn digest(pieces: &[&[u8]]) -> u64 {
+    let bytes = pieces.iter().copied().flatten();
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// Extents of the private blocks themselves that a root has room for.
@@ -364,8 +375,8 @@ impl Root {
         w.sibling(&self.predecessor);
         w.sibling(&self.successor);
         w.u32(self.identity.fs);
-        w.u32(self.identity.life);
-        w.u32(self.identity.exact);
+        w.u64(self.identity.life);
+        w.u64(self.identity.exact);
         w.u64(self.map_words);
         for (start, len) in Iterator::chain(self.map_pieces.iter(), self.own.iter()) {
             w.u64(*start);
@@ -398,8 +409,8 @@ impl Root {
             successor: r.sibling(),
             identity: Identity {
                 fs: r.u32(),
-                life: r.u32(),
-                exact: r.u32(),
+                life: r.u64(),
+                exact: r.u64(),
             },
             map_words: r.u64(),
             map_pieces: [(0, 0); ROOT_PIECES],

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `dbdctl boot`: announces the devices of the reload list to the driver, before their filesystems are
+//! mounted. In an initramfs for the root filesystem, later for the others.
+//!
+//! Nothing here may stop a boot: every problem is a message, and the work is done in a process of its
+//! own that is given up when it takes too long.
+
+use crate::cli::Boot;
+use crate::keep;
+use crate::mounts;
+use crate::peek::Peek;
+use crate::reload_list::{self, Entry, List, Mode};
+use crate::stable_name;
+use anyhow::{Context, Result};
+use dattobd_client::control::Control;
+use std::env;
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// What the initramfs found and left to do.
+const REST: &str = "/run/dattobd/reload_devices";
+/// Set for the process that does the work.
+const WORKER: &str = "DATTOBD_BOOT_WORKER";
+/// Besides waiting for devices: for all that mounts, modprobe and the driver do.
+const WORK_TIME: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(100);
+
+/// Tells somebody. In an initramfs only the kernel log is still there later.
+fn say(b: &Boot, text: &str) {
+    eprintln!("dbdctl: {text}");
+    if b.root.is_some() && !b.dry_run {
+        if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+            // In one write: each is a line.
+            let _ = log.write_all(format!("<4>dattobd: {text}\n").as_bytes());
+        }
+    }
+}
+
+/// Loads a module, as the kernel's own loader would.
+///
+/// # Errors
+///
+/// There is no modprobe, or it failed.
+pub fn modprobe(name: &str) -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let out = Command::new("modprobe")
+        .env("PATH", path)
+        .arg(name)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running modprobe {name}"))?;
+    anyhow::ensure!(
+        out.status.success(),
+        "modprobe {name}: {}",
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
+    Ok(())
+}
+
+/// The driver, with the module loaded.
+pub fn driver() -> Result<Control> {
+    match Control::open() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            modprobe("dattobd")?;
+            Control::open().context("opening /dev/datto-ctl")
+        }
+        other => other.context("opening /dev/datto-ctl"),
+    }
+}
+
+/// Runs the work in a process of its own, for as long as it may take.
+pub fn run(b: &Boot) -> Result<()> {
+    if env::var_os(WORKER).is_some() {
+        work(b);
+        return Ok(());
+    }
+    let until = Instant::now() + Duration::from_secs(b.wait) + WORK_TIME;
+    let child = Command::new("/proc/self/exe")
+        .args(env::args_os().skip(1))
+        .env(WORKER, "1")
+        .stdin(Stdio::null())
+        .spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(e) => {
+            say(b, &format!("cannot start the work: {e}"));
+            return Ok(());
+        }
+    };
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < until => sleep(POLL / 10),
+            Ok(None) => {
+                say(b, "picking up the devices takes too long and is given up");
+                // Not waited for: it may hang in a disk.
+                let _ = child.kill();
+                return Ok(());
+            }
+            Ok(Some(_)) => return Ok(()),
+            Err(e) => {
+                say(b, &format!("cannot wait for the work: {e}"));
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn work(b: &Boot) {
+    match &b.root {
+        Some(root) => root_filesystem(b, root),
+        None => others(b),
+    }
+}
+
+fn tell_problems(b: &Boot, list: &List) {
+    for (line, why) in list.problems() {
+        say(
+            b,
+            &format!("line {line} of the boot list is ignored: {why}"),
+        );
+    }
+}
+
+/// The entries that count: of two with one minor the last.
+fn current(list: &List) -> Vec<&Entry> {
+    list.entries()
+        .filter(|e| list.get(e.minor).is_some_and(|last| std::ptr::eq(last, *e)))
+        .collect()
+}
+
+/// What to announce a device with.
+#[derive(Debug, PartialEq, Eq)]
+struct Announce {
+    minor: u32,
+    device: PathBuf,
+    cow: PathBuf,
+    cache: u64,
+    mode: Mode,
+}
+
+/// A transition that did not get through leaves two files named. The new one is there only when the
+/// snapshot was taken, or was about to be: the driver itself tells an unfinished file.
+fn announce(entry: &Entry, next_is_there: bool) -> Announce {
+    let next = entry.next.as_ref().filter(|_| next_is_there);
+    Announce {
+        minor: entry.minor,
+        device: stable_name::short(&entry.device),
+        cow: next.unwrap_or(&entry.cow).clone(),
+        cache: entry.cache.unwrap_or(0),
+        mode: match (next, entry.mode) {
+            (None, Some(mode)) => mode,
+            // Fresh from a setup, or a snapshot that was just taken.
+            _ => Mode::Snapshot,
+        },
+    }
+}
+
+impl Announce {
+    fn describe(&self) -> String {
+        format!(
+            "reload-{} {} {} {}",
+            self.mode,
+            self.device.display(),
+            self.cow.display(),
+            self.minor
+        )
+    }
+
+    /// Gives the device to the driver.
+    fn issue(&self, control: &Control) -> Result<()> {
+        let device = CString::new(self.device.as_os_str().as_bytes())?;
+        let cow = CString::new(self.cow.as_os_str().as_bytes())?;
+        let snapshot = self.mode == Mode::Snapshot;
+        control
+            .reload(&device, &cow, self.cache, self.minor, snapshot)
+            .map_err(|e| {
+                let asked = crate::explain::Asked::Reload {
+                    bdev: &self.device,
+                    cow: &self.cow,
+                };
+                anyhow::anyhow!(crate::explain::call(control, asked, self.minor, e))
+            })
+    }
+}
+
+/// Announces devices, or says what would be.
+fn issue_all(b: &Boot, all: &[Announce]) {
+    if all.is_empty() {
+        return;
+    }
+    if b.dry_run {
+        for a in all {
+            let _ = writeln!(io::stdout(), "{}", a.describe());
+        }
+        return;
+    }
+    let control = match driver() {
+        Ok(control) => control,
+        Err(e) => {
+            say(
+                b,
+                &format!("the driver is not there, no device is picked up: {e:#}"),
+            );
+            return;
+        }
+    };
+    for a in all {
+        if let Ok(info) = control.info(a.minor) {
+            if stable_name::short(&keep::path_in(&info.bdev)) != a.device {
+                say(b, &format!("{}: the minor is in use", a.describe()));
+            }
+        } else if let Err(e) = a.issue(&control) {
+            say(b, &format!("{}: {e:#}", a.describe()));
+        }
+    }
+}
+
+/// In an initramfs: the list lies on the root filesystem itself.
+fn root_filesystem(b: &Boot, root: &Path) {
+    let until = Instant::now() + Duration::from_secs(b.wait);
+    let number = loop {
+        match stable_name::device_number(root) {
+            Some(number) => break number,
+            None if !root.exists() && Instant::now() < until => sleep(POLL),
+            None => {
+                say(b, &format!("{} is no block device", root.display()));
+                return;
+            }
+        }
+    };
+    let is_root = |e: &&Entry| stable_name::device_number(&e.device) == Some(number);
+    let path = b.list.clone().unwrap_or_else(|| reload_list::PATH.into());
+    let peek = match Peek::new(root) {
+        Ok(peek) => peek,
+        // Nothing that could be tracked, and no reason to complain.
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => return,
+        Err(e) => {
+            let root = root.display();
+            say(b, &format!("{root} cannot be looked into: {e}"));
+            return;
+        }
+    };
+    let list = match peek.open(&path).and_then(reload_list::read_from) {
+        Ok(list) => list,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+        Err(e) => {
+            say(b, &format!("{} cannot be read: {e}", path.display()));
+            return;
+        }
+    };
+    let todo: Vec<Announce> = current(&list)
+        .into_iter()
+        .filter(is_root)
+        .map(|e| {
+            let next = e.next.as_ref().is_some_and(|n| peek.has_cow_file(n));
+            announce(e, next)
+        })
+        .collect();
+    // The driver must find the device unused.
+    drop(peek);
+    tell_problems(b, &list);
+    issue_all(b, &todo);
+    if !b.dry_run {
+        let mut rest = list.clone();
+        rest.retain(|e| !is_root(&e));
+        let _ = fs::create_dir_all("/run/dattobd");
+        if let Err(e) = fs::write(REST, rest.to_bytes()) {
+            say(b, &format!("{REST}: {e}"));
+        }
+    }
+}
+
+/// The list of the running system. With an unreadable one, what the initramfs had found.
+fn running_list(b: &Boot) -> List {
+    let path = b.list.clone().unwrap_or_else(keep::list_path);
+    match reload_list::read(&path) {
+        Ok(list) => list,
+        Err(e) => {
+            say(b, &format!("{} cannot be read: {e}", path.display()));
+            if b.list.is_some() {
+                return List::default();
+            }
+            reload_list::read(Path::new(REST)).unwrap_or_default()
+        }
+    }
+}
+
+/// In the running system, before the local filesystems are mounted.
+fn others(b: &Boot) {
+    let list = running_list(b);
+    tell_problems(b, &list);
+    let tracked = Control::open().ok();
+    let mut waiting: Vec<&Entry> = current(&list)
+        .into_iter()
+        .filter(|e| tracked.as_ref().is_none_or(|c| c.info(e.minor).is_err()))
+        .collect();
+    drop(tracked);
+    let until = Instant::now() + Duration::from_secs(b.wait);
+    loop {
+        let (there, missing): (Vec<&Entry>, Vec<&Entry>) = waiting
+            .into_iter()
+            .partition(|e| stable_name::device_number(&e.device).is_some());
+        // As soon as they are there: what has no need to wait may be mounted next.
+        let todo: Vec<Announce> = there.into_iter().filter_map(|e| unmounted(b, e)).collect();
+        issue_all(b, &todo);
+        waiting = missing;
+        if waiting.is_empty() || Instant::now() >= until {
+            break;
+        }
+        sleep(POLL);
+    }
+    for e in waiting {
+        let device = e.device.display();
+        say(
+            b,
+            &format!(
+                "{device} is not there: it is not tracked until it is picked up before a mount"
+            ),
+        );
+    }
+}
+
+fn unmounted(b: &Boot, e: &Entry) -> Option<Announce> {
+    if let Some(m) = mounts::of_device(&e.device) {
+        say(
+            b,
+            &format!(
+                "{} is mounted already, on {}, and was not tracked from the start: take a new first snapshot \
+                 and a full copy",
+                e.device.display(),
+                m.point.display()
+            ),
+        );
+        return None;
+    }
+    let next_is_there = e
+        .next
+        .as_ref()
+        .is_some_and(|next| Peek::new(&e.device).is_ok_and(|peek| peek.has_cow_file(next)));
+    Some(announce(e, next_is_there))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_new_file_of_a_transition_counts_once_it_is_there() {
+        let mut e = Entry::new(2, "/dev/none".into(), "/.old".into());
+        e.mode = Some(Mode::Incremental);
+        e.cache = Some(8);
+        e.next = Some("/.new".into());
+        let a = announce(&e, false);
+        assert_eq!(a.describe(), "reload-incremental /dev/none /.old 2");
+        assert_eq!(a.cache, 8);
+        let a = announce(&e, true);
+        assert_eq!(a.describe(), "reload-snapshot /dev/none /.new 2");
+    }
+
+    #[test]
+    fn without_a_mode_it_is_the_first_snapshot() {
+        let e = Entry::new(0, "/dev/none".into(), "/.c".into());
+        assert_eq!(announce(&e, false).mode, Mode::Snapshot);
+    }
+
+    #[test]
+    fn of_two_entries_with_one_minor_only_the_last_is_announced() {
+        let list = List::parse(
+            b"minor=0 device=/dev/a cow=/a\nminor=1 device=/dev/b cow=/b\nminor=0 device=/dev/c cow=/c\n",
+        );
+        let all: Vec<_> = current(&list).iter().map(|e| e.cow.clone()).collect();
+        assert_eq!(all, [Path::new("/b"), Path::new("/c")]);
+    }
+}

@@ -1,0 +1,29 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# Puts dbdctl, the module and the udev rule into dracut's initramfs, so that a tracked root filesystem is
+# announced before it is mounted.
+
+check() {
+    require_binaries dbdctl || return 1
+    return 0
+}
+
+depends() {
+    echo udev-rules
+    return 0
+}
+
+installkernel() {
+    # "=" would be a folder; a kernel that the module is not installed for boots as ever.
+    # shellcheck disable=SC2154 # dracut sets hostonly
+    hostonly='' instmods dattobd loop ext4 xfs
+    return 0
+}
+
+install() {
+    inst_multiple dbdctl modprobe
+    inst_rules 59-dattobd.rules
+    inst_multiple -o /etc/modprobe.d/dattobd.conf
+    # shellcheck disable=SC2154 # dracut sets moddir
+    inst_hook pre-mount 20 "$moddir/dattobd-pre-mount.sh"
+}
