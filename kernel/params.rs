@@ -35,6 +35,13 @@ pub(crate) fn copy_memory_max() -> u64 {
     module::copy_memory_max().max(MIN_COPY_MEMORY)
 }
 
+/// Time between two checkpoints of a device, while there is something to do: how old a mark gets that no
+/// write renews, in milliseconds. Ten seconds by default: what was busy in the last ten seconds before a
+/// crash is copied once more, and writers that come and go pay for a mark that often at most.
+pub(crate) fn checkpoint_ms() -> u32 {
+    module::checkpoint_ms().clamp(100, 86_400_000)
+}
+
 /// Log each step of an operation.
 pub(crate) fn debug() -> bool {
     module::debug() != 0

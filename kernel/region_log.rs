@@ -34,6 +34,7 @@ use crate::logic::{
     regions::{Groups, Regions},
 };
 use crate::origin::Origin;
+use crate::params;
 use crate::sys::{
     bdev::Bdev,
     delayed::flush_delayed,
@@ -132,10 +133,6 @@ impl WorkItem<1> for Log {
         }
     }
 }
-
-/// Time between two checkpoints, while there is something to do: how old a mark gets that no write
-/// renews, in milliseconds.
-const CHECKPOINT_MS: u32 = 10_000;
 
 /// 64-bit words of a group's bits.
 pub(crate) const GROUP_WORDS: usize = (GROUP_BLOCKS / 64) as usize;
@@ -470,7 +467,7 @@ impl Log {
 
     fn checkpoint_later(this: &Arc<Self>) {
         let queues = this.queues.clone();
-        let delay = kernel::time::msecs_to_jiffies(CHECKPOINT_MS);
+        let delay = kernel::time::msecs_to_jiffies(params::checkpoint_ms());
         let _ = queues.log.queue().enqueue_delayed::<_, 1>(this.clone(), delay);
     }
 

@@ -48,6 +48,11 @@ module_param_named(copy_memory_max, dattobd_copy_memory_max, ulong, 0644);
 MODULE_PARM_DESC(copy_memory_max,
 		 "Bytes of old data that one device keeps in memory before writers wait (default 33554432, at least 2097152; read when a snapshot is taken)");
 
+unsigned int dattobd_checkpoint_ms = 10000;
+module_param_named(checkpoint_ms, dattobd_checkpoint_ms, uint, 0644);
+MODULE_PARM_DESC(checkpoint_ms,
+		 "Milliseconds after which the mark of a region that is not written to is taken back (default 10000, at least 100): how much a crash adds to the changes");
+
 #ifdef DATTOBD_TEST_FAULTS
 /* Deliberate defects for counter-tests; the numbers are those of kernel/faults.rs. */
 static const char *const dbd_fault_names[] = {

@@ -19,6 +19,7 @@ extern "C" {
     static dattobd_max_snap_devices: AtomicU32;
     static dattobd_debug: AtomicI32;
     static dattobd_copy_memory_max: AtomicU64;
+    static dattobd_checkpoint_ms: AtomicU32;
     #[cfg(dattobd_test_faults)]
     static dattobd_test_fault: AtomicU32;
 
@@ -65,6 +66,12 @@ pub(crate) fn debug() -> i32 {
 pub(crate) fn copy_memory_max() -> u64 {
     // SAFETY: as in `cow_max_memory_default`.
     unsafe { &dattobd_copy_memory_max }.load(Ordering::Relaxed)
+}
+
+/// Parameter `checkpoint_ms` as given.
+pub(crate) fn checkpoint_ms() -> u32 {
+    // SAFETY: as in `cow_max_memory_default`.
+    unsafe { &dattobd_checkpoint_ms }.load(Ordering::Relaxed)
 }
 
 /// Parameter `test_fault`, as the number of the name given.
