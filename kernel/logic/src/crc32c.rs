@@ -6,6 +6,7 @@
 
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
+#[allow(clippy::arithmetic_side_effects, reason = "runs in the compiler only")]
 const fn entry(byte: u32) -> u32 {
     let mut crc = byte;
     let mut bit = 0;
@@ -20,6 +21,11 @@ const fn entry(byte: u32) -> u32 {
     crc
 }
 
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "runs in the compiler only"
+)]
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut i = 0;
