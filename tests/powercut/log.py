@@ -91,12 +91,20 @@ class Log:
                 found.append((i, data[len(MARK_TEXT):].rstrip(b"\0\n").decode()))
         return found
 
-    def last_flush(self, n):
-        """The number of entries that a flush before entry `n` covers."""
+    def last_flush(self, n, lies=0):
+        """The number of entries that a flush before entry `n` covers. A disk that lies says so of that
+        many flushes in vain."""
         for i in range(n - 1, -1, -1):
             if self.entries[i].flags & FLUSH:
-                return i
+                if not lies:
+                    return i
+                lies -= 1
         return 0
+
+    def writes_to(self, start, end, before):
+        """(index, entry) of what changes bytes of the range before the entry `before`."""
+        return [(i, e) for i, e in enumerate(self.entries[:before])
+                if e.length and e.offset < end and e.offset + e.length > start]
 
 
 class Disk:
@@ -121,17 +129,17 @@ class Disk:
 WAYS = ("none", "all", "half", "few", "most", "torn", "newest", "all-but-one", "only-one")
 
 
-def pending(log, n):
+def pending(log, n, lies=0):
     """Indices of the entries before n that change the disk and that no flush covers."""
-    return [i for i in range(log.last_flush(n), n)
+    return [i for i in range(log.last_flush(n, lies), n)
             if log.entries[i].length and not log.entries[i].flags & MARK]
 
 
-def survivors(log, n, way, rng):
+def survivors(log, n, way, rng, lies=0):
     """What of the uncovered entries has reached the disk: a list of (index, sectors or None for all).
     In the log's order: a sector's content is the newest that survived, and as each may be lost, any
     content may come out that any order of writing gives."""
-    open_ = pending(log, n)
+    open_ = pending(log, n, lies)
     forced = {i for i in open_ if log.entries[i].flags & FUA}
     chosen = {}
     if way == "all":
@@ -163,14 +171,14 @@ def survivors(log, n, way, rng):
     return sorted(chosen.items())
 
 
-def cut(log, disk, n, way, seed):
+def cut(log, disk, n, way, seed, lies=0):
     """The disk after a cut before entry n, as a new bytearray, and what was lost (a dict of counts).
     Follows from its arguments alone."""
     rng = random.Random(f"{seed}/{n}/{way}")
-    covered = log.last_flush(n)
+    covered = log.last_flush(n, lies)
     disk.forward(covered)
     image = bytearray(disk.image)
-    kept = survivors(log, n, way, rng)
+    kept = survivors(log, n, way, rng, lies)
     for i, sectors in kept:
         e = log.entries[i]
         if sectors is None:
@@ -180,7 +188,7 @@ def cut(log, disk, n, way, seed):
                 at = e.offset + s * SECTOR
                 image[at:at + SECTOR] = log.bytes_of(e, s * SECTOR, SECTOR)
     torn = sum(1 for _, s in kept if s is not None)
-    return image, {"covered": covered, "pending": len(pending(log, n)), "kept": len(kept), "torn": torn}
+    return image, {"covered": covered, "pending": len(pending(log, n, lies)), "kept": len(kept), "torn": torn}
 
 
 def write_sparse(path, image):

@@ -22,8 +22,9 @@ sys.path[:0] = [HERE, os.path.join(HERE, "../../scripts")]
 import log as logs  # noqa: E402
 import vm  # noqa: E402
 
-DISK = 128 << 20
+DISK = 164 << 20
 SCRATCH = 1 << 30
+PARTITION = 1 << 20     # where the filesystem begins
 ROUNDS = 2
 CUTS_EACH = 50          # cuts of one recording
 DISKS_EACH = 14         # cuts that one VM looks at
@@ -109,7 +110,7 @@ class Run:
                      for n in (self.module, "dattobd.ko", "dbdctl", "dbdtest", "update-img")]
         # Results and recordings count only for what they were made with.
         self.digest = digest_of(used) + (f"-fault{options.fault}" if options.fault else "") \
-            + ("-plain" if options.no_module else "")
+            + ("-plain" if options.no_module else "") + (f"-lies{options.lies}" if options.lies else "")
         self.results_path = os.path.join(self.work, "results.jsonl")
 
     def insmod(self, name, extra=""):
@@ -262,7 +263,21 @@ class Run:
         return True, (f"chain went on with .datto{chain}{snapshot}, {fields.get('added', '?')} blocks added of "
                       f"{fields.get('changed', '?')}, none missed, {synced}")
 
-    def finish(self, cut, code, fields, image):
+    def explain(self, cut, fields, log, marks):
+        """Says who wrote the missed blocks, and in which step."""
+        at = [(i, name) for i, name in marks if not name.startswith("synced")]
+        for place in fields.get("where", "").split(",")[:6]:
+            m = re.fullmatch(r"(\d+)\+(\d+)", place)
+            if not m:
+                continue
+            start = PARTITION + int(m[1]) * 4096
+            hits = log.writes_to(start, start + int(m[2]) * 4096, cut["at"])[-3:]
+            for i, e in hits:
+                step = [name for j, name in at if j < i][-1:]
+                say(f"       blocks {place}: entry {i} ({'discard' if e.data is None else 'write'} of "
+                    f"{e.length} bytes at {e.offset - PARTITION}), after {''.join(step)}")
+
+    def finish(self, cut, code, fields, image, log, marks):
         passed, text = self.judge(cut, code, fields)
         say(f"{'PASS' if passed else 'FAIL'} cut {cut['cut']} seed {cut['seed']} {cut['fs']} {cut['scenario']} "
             f"at {cut['at']}/{cut['of']}, {cut['way']} ({cut['kept']} of {cut['pending']} unflushed kept, "
@@ -271,12 +286,13 @@ class Run:
             f.write(json.dumps({**cut, "passed": passed, "text": text, "code": code, "fields": fields,
                                 "digest": self.digest, "run": self.o.seed}) + "\n")
         if not passed:
+            self.explain(cut, fields, log, marks)
             failed = os.path.join(self.work, "failed")
             os.makedirs(failed, exist_ok=True)
-            shutil.move(image, os.path.join(failed, f"cut{cut['cut']}.img"))
+            os.replace(image, os.path.join(failed, f"cut{cut['cut']}.img"))
         return passed
 
-    def look(self, folder, cuts, log, disk, seed):
+    def look(self, folder, cuts, log, disk, note):
         """Makes the disks of these cuts and looks at them in one VM. Returns how many passed."""
         place = os.path.join(self.work, "cuts")
         shutil.rmtree(place, ignore_errors=True)
@@ -284,7 +300,7 @@ class Run:
         start = time.monotonic()
         images = {}
         for cut in cuts:
-            image, counts = logs.cut(log, disk, cut["at"], cut["way"], cut["seed"])
+            image, counts = logs.cut(log, disk, cut["at"], cut["way"], cut["seed"], self.o.lies)
             cut.update(counts)
             images[cut["cut"]] = os.path.join(place, f"cut{cut['cut']}.img")
             logs.write_sparse(images[cut["cut"]], image)
@@ -302,24 +318,24 @@ class Run:
                 path = images[cut["cut"]]
                 disks += plain_disk(i + 1, path, True)
                 # The whole disk is recorded, the filesystem is on its first partition.
-                words.append(f"{name}1:{cut['fs']}:{seed}:{cut['cows']}:{cut['synced']}")
-            done = {}
+                words.append(f"{name}1:{cut['fs']}:{note['seed']}:{cut['cows']}:{cut['synced']}")
+            done = set()
 
             def show(line):
-                nonlocal spent
+                nonlocal spent, passed
                 m = re.match(r"CUT (vd[a-z])1 (\d+) (.*)", line)
                 if m:
                     fields = dict(w.split("=", 1) for w in m[3].split() if "=" in w)
-                    done[m[1]] = (int(m[2]), fields)
+                    done.add(m[1])
                     spent += int(fields.get("ms", 0)) / 1000
+                    cut = names[m[1]]
+                    passed += self.finish(cut, int(m[2]), fields, images[cut["cut"]], log, note["marks"])
                 elif self.o.verbose or line.startswith("note"):
                     say("  " + line)
 
             module = None if self.o.no_module else "dattobd.ko"
             status = boot(self.insmod(module) + "exec /t/powercut/verify " + " ".join(words),
                           self.o.bin, disks, 60 + 100 * len(todo), show, os.path.join(self.work, "last-look"))
-            for name, (code, fields) in done.items():
-                passed += self.finish(names[name], code, fields, images[names[name]["cut"]])
             todo = [cut for name, cut in names.items() if name not in done]
             if status == 3:
                 say("FAIL the kernel's log of the last VM, see above")
@@ -331,7 +347,7 @@ class Run:
                 # It has hung or brought down the machine.
                 say(f"  the VM ended early: {status}")
                 culprit = todo.pop(0)
-                passed += self.finish(culprit, 125, {}, images[culprit["cut"]])
+                passed += self.finish(culprit, 125, {}, images[culprit["cut"]], log, note["marks"])
         say(f"  {count} cuts: made in {built:.1f} s, looked at in {time.monotonic() - start:.0f} s "
             f"({spent / count:.1f} s each)")
         shutil.rmtree(place, ignore_errors=True)
@@ -383,7 +399,7 @@ class Run:
             disk = logs.Disk(log, DISK)
             for i in range(0, len(cuts), DISKS_EACH):
                 batch = cuts[i:i + DISKS_EACH]
-                good = self.look(folder, batch, log, disk, note["seed"])
+                good = self.look(folder, batch, log, disk, note)
                 passed += good
                 failed += len(batch) - good
             log.close()
@@ -404,6 +420,8 @@ def main():
     p.add_argument("--seed", default="1")
     p.add_argument("--fault", type=int, default=0, help="record with the build for counter-tests; some cut must miss")
     p.add_argument("--no-module", action="store_true", help="only the filesystem's own promises: tests the harness")
+    p.add_argument("--lies", type=int, default=0, metavar="N",
+                   help="a disk that forgets what the last N flushes covered: cuts must fail (tests the harness)")
     p.add_argument("--only", type=int, nargs="*", help="just these cuts, again")
     p.add_argument("--fresh", action="store_true", help="forget recordings and results")
     p.add_argument("--verbose", action="store_true")

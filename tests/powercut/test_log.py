@@ -100,6 +100,17 @@ class Case(unittest.TestCase):
         self.assertEqual({s[S] for s in self.states(log, 1)}, {0, 1})
         self.assertEqual({s[S] for s in self.states(log, 2)}, {1})
 
+    def test_a_disk_that_lies_about_flushes(self):
+        log = self.log([write(1, 1), flush(), write(2, 2), flush(), write(3, 3)])
+        disk = logs.Disk(log, SIZE)
+        seen = {bytes(logs.cut(log, disk, 5, way, seed, 1)[0][S:3 * S:S])
+                for way in logs.WAYS for seed in range(50)}
+        self.assertEqual(seen, {b"\1\0", b"\1\2"})
+
+    def test_who_wrote_a_place(self):
+        log = self.log([write(1, 1, 2), flush(), discard(2, 2), write(3, 3), write(2, 9)])
+        self.assertEqual([i for i, _ in log.writes_to(2 * S, 3 * S, 4)], [0, 2])
+
     def test_the_same_seed_gives_the_same_disk(self):
         entries = [write(random.Random(i).randrange(40), i % 200, 1 + i % 5) for i in range(60)]
         log = self.log(entries + [flush()] + entries)
