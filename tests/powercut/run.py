@@ -110,7 +110,8 @@ class Run:
                      for n in (self.module, "dattobd.ko", "dbdctl", "dbdtest", "update-img")]
         # Results and recordings count only for what they were made with.
         self.digest = digest_of(used) + (f"-fault{options.fault}" if options.fault else "") \
-            + ("-plain" if options.no_module else "") + (f"-lies{options.lies}" if options.lies else "")
+            + ("-plain" if options.no_module else "") + (f"-lies{options.lies}" if options.lies else "") \
+            + (f"-{options.fs}" if options.fs else "")
         self.results_path = os.path.join(self.work, "results.jsonl")
 
     def insmod(self, name, extra=""):
@@ -228,7 +229,7 @@ class Run:
         """Where and how the cut `number` is made."""
         seed = f"{self.o.seed}/{number}"
         rng = random.Random(seed)
-        scenario = "plain" if self.o.no_module else WHEEL[number // 2 % len(WHEEL)]
+        scenario = "plain" if self.o.no_module else WHEEL[number // (1 if self.o.fs else 2) % len(WHEEL)]
         first, last, cows = rng.choice(windows[scenario])
         n = rng.randint(first, last)
         if rng.random() < 0.5:
@@ -379,10 +380,11 @@ class Run:
         if passed + failed:
             say(f"{passed + failed} cuts were made before: {passed} passed, {failed} failed")
         # Cut n is one of filesystem n % 2, of that one's recording n // 2 // CUTS_EACH.
+        kinds = (self.o.fs, self.o.fs) if self.o.fs else ("ext4", "xfs")
         groups = {}
         for n in wanted:
             if n not in before:
-                groups.setdefault((("ext4", "xfs")[n % 2], n // 2 // CUTS_EACH), []).append(n)
+                groups.setdefault((kinds[n % 2], n // 2 // CUTS_EACH), []).append(n)
         for (fs, number), numbers in sorted(groups.items(), key=lambda g: (g[0][1], g[0][0])):
             folder = self.recording(fs, number)
             if folder is None:
@@ -418,6 +420,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--cuts", type=int, default=200)
     p.add_argument("--seed", default="1")
+    p.add_argument("--fs", choices=("ext4", "xfs"), help="only this one: half the recordings")
     p.add_argument("--fault", type=int, default=0, help="record with the build for counter-tests; some cut must miss")
     p.add_argument("--no-module", action="store_true", help="only the filesystem's own promises: tests the harness")
     p.add_argument("--lies", type=int, default=0, metavar="N",
