@@ -73,7 +73,7 @@ powercut: module tools
 	@$(if $(FAULT),scripts/build-module.sh $(FIRST) faults)
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/vm-image.sh $(FIRST)
-	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4) $(if $(FAULT),--fault $(FAULT))
+	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
 
 PREFIX ?= /usr/local
 install:
