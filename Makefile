@@ -6,11 +6,13 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm build-every module tools setup install deb bundle clean distclean
+.PHONY: help demo test test-host test-vm powercut build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
 	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
+	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
+	@echo "                     QUICK=1: a dozen; SEED=...: other ones; FAULT=6: the counter-test"
 	@echo "make module          build the module for the packaged target kernel"
 	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
 	@echo "                     build it for this machine's kernel, in place"
@@ -63,6 +65,15 @@ deb: module tools
 bundle: build-every tools
 	@scripts/deb.sh $(EVERY)
 	@scripts/bundle.sh
+
+# Goes on where it was stopped; results and recordings are in target/powercut.
+N ?= $(if $(QUICK),12,200)
+SEED ?= 1
+powercut: module tools
+	@$(if $(FAULT),scripts/build-module.sh $(FIRST) faults)
+	@scripts/stage-modules.sh $(FIRST)
+	@scripts/vm-image.sh $(FIRST)
+	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
 
 PREFIX ?= /usr/local
 install:
