@@ -19,7 +19,6 @@ use crate::cow_create::load_extents;
 use crate::cow_file::CowFile;
 use crate::device::{Device, Live, Watch, POLL, RELEASE};
 use crate::events::UnmountHandler;
-use crate::identity;
 use crate::log_seal::Keep;
 use crate::logic::extents::FileExtent;
 use crate::logic::private_format::Sibling;
@@ -36,26 +35,20 @@ const POLL_MS: u32 = 2000;
 const SOON_MS: i64 = 20;
 
 impl Device {
-    /// The filesystem goes away. In the task that unmounts, under `s_umount`: waits for nothing but one
-    /// write to the log.
+    /// The filesystem goes away. In the task that unmounts, under `s_umount`: waits for nothing.
     pub(crate) fn filesystem_gone(this: &Arc<Self>) {
         let mut view = this.view.lock();
         if view.unmounted {
             return;
         }
         view.unmounted = true;
-        let (tracker, running, log) =
-            (view.tracker.clone(), view.running.clone(), view.log.clone());
+        let (tracker, running) = (view.tracker.clone(), view.running.clone());
         drop(view);
         if let Some(snapshot) = running.as_ref() {
             snapshot.set_mounted(false);
         }
         if let Some(tracker) = tracker.as_ref() {
             tracker.listen(true);
-        }
-        if let Some(log) = log.as_ref() {
-            // What goes wrong ends the record, which says so itself.
-            let _ = log.update_root(|root| root.mounted = false);
         }
         Self::queue::<RELEASE>(this);
     }
@@ -199,7 +192,9 @@ impl Device {
 
     /// The filesystem is mounted, the COW file is in our hands.
     fn joined(&self, live: &mut Live) {
-        self.record_identity(live);
+        if let Some(log) = live.log.as_ref().filter(|_| live.crash_blocks != 0) {
+            let _ = log.update_root(|root| root.crash_blocks = live.crash_blocks);
+        }
         self.complete_predecessor(live);
         self.view.lock().unverified = false;
         if let Some(snapshot) = live.snapshot.as_ref() {
@@ -219,23 +214,6 @@ impl Device {
             self.minor(),
             BStr::from_bytes(self.bdev_path().to_bytes())
         );
-    }
-
-    /// Notes on disk which life of the filesystem this is, so that a reload can tell whether somebody
-    /// else has mounted it in between.
-    pub(crate) fn record_identity(&self, live: &Live) {
-        let Some(log) = live.log.as_ref() else { return };
-        let read = identity::read(&mut log.lock());
-        match read {
-            Ok(now) => {
-                let _ = log.update_root(|root| {
-                    root.identity = now;
-                    root.mounted = true;
-                    root.crash_blocks = live.crash_blocks;
-                });
-            }
-            Err(e) => self.step_error("reading the superblock", e),
-        }
     }
 
     /// A crash or an unmount has interrupted the hand-over of the file before: completes it.

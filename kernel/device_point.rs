@@ -188,10 +188,13 @@ pub(crate) fn origin_extents(list: &[FileExtent]) -> Result<KVVec<Extent>> {
     Ok(out)
 }
 
-/// Enters all blocks of `extents` in a change map.
-pub(crate) fn mark_all(changes: &ChangeMap, extents: &[FileExtent]) {
+/// Enters all blocks of `extents` in a change map, and on disk.
+pub(crate) fn mark_all(changes: &ChangeMap, log: Option<&Arc<Log>>, extents: &[FileExtent]) {
     for e in extents {
         changes.mark(e.origin_block, e.len);
+    }
+    if let Some(log) = log {
+        log.mark_extents(extents.iter().map(|e| (e.origin_block, e.len)));
     }
 }
 
@@ -269,8 +272,8 @@ impl Device {
         if let Some(p) = predecessor {
             // What becomes private before the point is shown as zeros from then on, and what the
             // old file's own blocks hold was never seen by a snapshot: both are changes.
-            mark_all(p.changes, p.private);
-            mark_all(p.changes, &private_extents(file.extents(), geometry)?);
+            mark_all(p.changes, p.log, p.private);
+            mark_all(p.changes, p.log, &private_extents(file.extents(), geometry)?);
         }
         let cow_extents = Arc::new(origin_extents(file.extents())?, GFP_KERNEL)?;
         let prepared = Prepared {
@@ -321,7 +324,6 @@ impl Device {
                 None => RootState::Live,
             },
             snapshot: true,
-            mounted: true,
             counted: matches!(file.layout, Layout::Counted { .. }),
             origin_bytes: origin.bytes(),
             seqid: wanted.seqid,

@@ -18,7 +18,7 @@ use crate::abi::cow::{self, Geometry};
 use crate::cow_file::{CowFile, Layout, OriginPlace};
 use crate::cow_seal::decode_extension;
 use crate::device::{Device, Live, Watch};
-use crate::device_point::{guard, origin_extents, private_extents};
+use crate::device_point::{guard, mark_all, origin_extents, private_extents};
 use crate::device_setup::cache_size_or_default;
 use crate::device_status::OriginId;
 use crate::device_transition::incremental_epoch;
@@ -236,9 +236,7 @@ impl Device {
                     );
                     Snapshot::fail(snapshot.as_arc_borrow(), EIO);
                     // Nobody knows which blocks of the file held copies.
-                    for e in file.extents() {
-                        changes.mark(e.origin_block, e.len);
-                    }
+                    mark_all(&changes, Some(&log), file.extents());
                 }
             }
             Some(snapshot)

@@ -135,7 +135,9 @@ impl Device {
             crash_blocks: 0,
             free_at_point: None,
         };
-        this.record_identity(&live);
+        if let Some(log) = live.log.as_ref() {
+            let _ = log.update_root_and_identity(|_| {});
+        }
         this.show(&live);
         Ok(live)
     }

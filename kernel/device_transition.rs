@@ -44,17 +44,31 @@ pub(crate) fn incremental_epoch(
     )?)
 }
 
-/// Enters the blocks that received copies: they leave the COW file at `file`, and what is in them was
-/// never written by the filesystem. For the next snapshot they are changed blocks.
-fn mark_taken(changes: &ChangeMap, snapshot: &Snapshot, file: &[FileExtent]) {
+/// Enters the blocks that received copies, in the map and on disk: they leave the COW file at `file`, and
+/// what is in them was never written by the filesystem. For the next snapshot they are changed blocks.
+fn mark_taken(
+    changes: &ChangeMap,
+    log: Option<&Arc<Log>>,
+    snapshot: &Snapshot,
+    file: &[FileExtent],
+) {
+    let mut runs = KVVec::new();
+    let mut complete = true;
     for run in snapshot.space.taken_runs() {
         let (mut at, mut left) = (run.start, run.len);
         while let Some((block, n)) = locate(file, at).filter(|_| left != 0) {
             let n = n.min(left);
             changes.mark(block, n);
+            complete &= runs.push((block, n), GFP_KERNEL).is_ok();
             at = at.saturating_add(n);
             left = left.saturating_sub(n);
         }
+    }
+    match log {
+        Some(log) if complete => log.mark_extents(runs.iter().copied()),
+        // They are in the map in memory only: never to be believed after a crash.
+        Some(log) => Log::abandon(log),
+        None => {}
     }
 }
 
@@ -94,7 +108,7 @@ impl Device {
         let written = old.map_or(Ok(()), |old| old.write_final());
         if let Some(new) = prepared.log.log() {
             let complete = written.is_ok();
-            let _ = new.update_root(|root| {
+            let _ = new.update_root_and_identity(|root| {
                 root.state = RootState::Live;
                 if !complete {
                     root.predecessor = Sibling::default();
@@ -150,7 +164,7 @@ impl Device {
         if let Some(snapshot) = live.snapshot.take() {
             Snapshot::shutdown(&snapshot);
             tracker.forget_snapshot();
-            mark_taken(&live.changes, &snapshot, file.extents());
+            mark_taken(&live.changes, live.log.as_ref(), &snapshot, file.extents());
         }
         live.snapshot_mode = false;
         live.free_at_point = None;
@@ -238,7 +252,8 @@ impl Device {
             Err(e) => {
                 this.retreat(tracker, &snapshot, retreat);
                 // Copies may have reached the new file's blocks, which go back to the filesystem.
-                mark_taken(&live.changes, &snapshot, prepared.file.extents());
+                let old_log = live.log.as_ref();
+                mark_taken(&live.changes, old_log, &snapshot, prepared.file.extents());
                 // Nothing more is written there; then the old record stands alone again.
                 drop(prepared);
                 withdraw_successor(live.log.as_ref());
@@ -289,7 +304,6 @@ impl Device {
                 ),
             }
         }
-        this.record_identity(live);
         match SnapshotDisk::add(this.minor(), snapshot.clone()) {
             Ok(disk) => live.disk = Some(disk),
             Err(e) => {

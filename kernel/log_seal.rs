@@ -5,7 +5,6 @@
 //! The first write afterwards undoes it (`region_log.rs`), so correctness does not depend on what
 //! comes after: a device that is written to again is simply live again.
 
-use crate::identity;
 use crate::logic::{
     block_map::Entry,
     private_format::{put, seal, Block, Kind, RootState, ENVELOPE, ROOT_PIECES},
@@ -83,7 +82,7 @@ impl Log {
                 ),
             }
         }
-        disk.root.identity = identity::read(disk)?;
+        disk.read_identity()?;
         disk.root.state = RootState::Sealed;
         disk.write_root(Durability::AfterAllBefore)
     }

@@ -23,13 +23,15 @@
 
 use crate::abi::cow::{Geometry, PrivateLayout, GROUP_BLOCKS, LOG_BLOCK_GROUPS};
 use crate::faults::{self, Fault};
+use crate::identity;
 use crate::intercept;
 use crate::logic::{
     change_map::ChangeMap,
     decide,
     extents::{locate, FileExtent},
     private_format::{
-        encode_extents, encode_log, seal, Kind, Root, RootState, EXTENTS_PER_BLOCK, ROOT_EXTENTS,
+        encode_extents, encode_log, seal, Identity, Kind, Root, RootState, EXTENTS_PER_BLOCK,
+        ROOT_EXTENTS,
     },
     regions::{Groups, Regions},
 };
@@ -48,7 +50,7 @@ use crate::sys::{
 };
 use crate::tracker::Tracker;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use kernel::{
     impl_has_work, new_mutex, new_work,
     prelude::*,
@@ -100,6 +102,8 @@ pub(crate) struct Log {
     foreign_root: AtomicBool,
     /// The two roots, in blocks of the origin.
     roots: [u64; 2],
+    /// The bio (its key) that may write to the first block: what it makes of it is in the root.
+    let_through: AtomicUsize,
     /// Checkpoints are made.
     pub(crate) checkpoints: AtomicBool,
     parked: BioStack,
@@ -294,15 +298,39 @@ impl OnDisk {
         self.write_root(Durability::Itself).and(first)
     }
 
+    /// Before the first write after a good end: from now on the bitmap is not all there is, and the copies
+    /// of a snapshot are no longer where its map says.
+    fn unseal(&mut self) -> Result {
+        if self.root.state != RootState::Sealed || faults::active(Fault::NoUnseal) {
+            return Ok(());
+        }
+        self.root.state = RootState::Live;
+        self.root.map_words = 0;
+        self.write_root(Durability::Itself)
+    }
+
+    /// Enters in the root what `bio` makes of the first block. The device starts at sector `start`.
+    ///
+    /// The write before has completed, since nobody writes a superblock twice at a time, and the flush
+    /// before the root makes it durable: so what is on disk now is one of the two from here on.
+    fn note_first_block(&mut self, bio: BioRef<'_>, start: u64) -> Result {
+        let (now, next) = identity::after(&mut self.io, bio, start)?;
+        if self.root.identity == (Identity { now, next }) {
+            return Ok(());
+        }
+        self.root.identity = Identity { now, next };
+        self.write_root(Durability::AfterAllBefore)
+    }
+
+    /// Takes note of the first block as it is now; a write to it may be on its way.
+    pub(crate) fn read_identity(&mut self) -> Result {
+        self.root.identity.now = identity::read(&mut self.io)?;
+        Ok(())
+    }
+
     /// Enters the regions of all `bios` in the log and writes it.
     fn mark(&mut self, blocks: impl Fn(BioRef<'_>) -> (u64, u64), bios: &BioList) -> Result {
-        if self.root.state == RootState::Sealed && !faults::active(Fault::NoUnseal) {
-            // The first write after a good end: from now on the bitmap is not all there is, and
-            // the copies of a snapshot are no longer where its map says.
-            self.root.state = RootState::Live;
-            self.root.map_words = 0;
-            self.write_root(Durability::Itself)?;
-        }
+        self.unseal()?;
         let mut new = false;
         bios.for_each(|bio| {
             let (start, len) = blocks(bio);
@@ -391,6 +419,7 @@ impl Log {
                 changes,
                 regions,
                 writes,
+                let_through: AtomicUsize::new(0),
                 stopped: AtomicBool::new(false),
                 foreign: AtomicBool::new(false),
                 foreign_root: AtomicBool::new(false),
@@ -422,9 +451,34 @@ impl Log {
 
     /// Whether a write to these blocks may go as far as the log is concerned. The caller has entered
     /// them in the change map and passed a full barrier. Any context.
-    pub(crate) fn is_open(&self, start: u64, len: u64) -> bool {
+    ///
+    /// A write to the first block, which holds the superblock, never finds it open: what it makes of the
+    /// block has to be in the root first. `bio` is its key: once that has been done it may go.
+    pub(crate) fn is_open(&self, start: u64, len: u64, bio: usize) -> bool {
         self.is_stopped()
-            || (!self.foreign.load(Ordering::Acquire) && self.regions.is_open(start, len))
+            || (!self.foreign.load(Ordering::Acquire)
+                && (self.regions.is_open(start, len) || faults::active(Fault::NoRegionMark))
+                && (start != 0 || self.let_through.load(Ordering::Acquire) == bio))
+    }
+
+    /// A bio that found the log open is on its way: a later one at the same place in memory is another.
+    /// Any context.
+    pub(crate) fn gone(&self, start: u64, bio: usize) {
+        if start == 0 {
+            let _ = self.let_through.compare_exchange(bio, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes in the root what `bio` makes of the first block, and lets it through.
+    fn note_first_block(&self, bio: BioRef<'_>) {
+        let mut disk = self.lock();
+        if self.is_stopped() {
+            return;
+        }
+        match disk.note_first_block(bio, self.bdev.start_sector()) {
+            Ok(()) => self.let_through.store(bio.key(), Ordering::Release),
+            Err(e) => self.lose(&mut disk, e),
+        }
     }
 
     /// Nothing is recorded any more.
@@ -521,11 +575,49 @@ impl Log {
         Self::wake(this);
     }
 
+    /// Enters blocks that we ourselves have put in the change map, durably: they belonged to a COW file, and
+    /// no write of the filesystem marks them. On failure the record ends.
+    pub(crate) fn mark_extents(&self, extents: impl Iterator<Item = (u64, u64)>) {
+        let mut disk = self.lock();
+        if self.is_stopped() {
+            return;
+        }
+        let mut result = disk.unseal();
+        for (start, len) in extents {
+            for (group, mask) in Groups::of(start, len) {
+                if let Some(word) = disk.word_mut(group) {
+                    *word |= mask;
+                }
+            }
+        }
+        result = result.and_then(|()| disk.write_log());
+        if let Err(e) = result {
+            self.lose(&mut disk, e);
+        }
+    }
+
+    /// Changes the root and writes it, durably, with the first block of the device as it is now. On failure
+    /// the record ends.
+    pub(crate) fn update_root_and_identity(&self, change: impl FnOnce(&mut Root)) -> Result {
+        let mut disk = self.lock();
+        if self.is_stopped() {
+            return Err(ENDED);
+        }
+        change(&mut disk.root);
+        let result = disk
+            .read_identity()
+            .and_then(|()| disk.write_root(Durability::AfterAllBefore));
+        if let Err(e) = result {
+            self.lose(&mut disk, e);
+        }
+        result
+    }
+
     /// Changes the root and writes it, durably. On failure the record ends.
     pub(crate) fn update_root(&self, change: impl FnOnce(&mut Root)) -> Result {
         let mut disk = self.lock();
         if self.is_stopped() {
-            return Err(ESHUTDOWN_OR_IO);
+            return Err(ENDED);
         }
         change(&mut disk.root);
         let result = disk.write_root(Durability::AfterAllBefore);
@@ -543,7 +635,7 @@ impl Log {
     ) -> Result {
         let mut disk = self.lock();
         if self.is_stopped() {
-            return Err(ESHUTDOWN_OR_IO);
+            return Err(ENDED);
         }
         change(&mut disk.root);
         let result = disk
@@ -562,7 +654,7 @@ impl Log {
 }
 
 /// What operations on a log that has ended say.
-const ESHUTDOWN_OR_IO: Error = EIO;
+const ENDED: Error = EIO;
 
 /// The work: writes the marks that parked bios wait for, and lets them go.
 fn run_marks(log: &Arc<Log>) {
@@ -591,6 +683,9 @@ fn run_marks(log: &Arc<Log>) {
     }
     plugged(|| {
         while let Some(bio) = bios.pop_front() {
+            if log.blocks_of(bio.view()).0 == 0 {
+                log.note_first_block(bio.view());
+            }
             intercept::ask_again(bio, log.tracker);
             log.held.leave();
         }

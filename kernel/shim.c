@@ -96,6 +96,21 @@ void dbd_bio_inc_remaining(struct bio *bio)
 	bio_inc_remaining(bio);
 }
 
+/* Copies @len bytes of what @bio writes to @to, from @skip bytes behind its current position on. */
+void dbd_bio_read(struct bio *bio, unsigned int skip, unsigned int len, u8 *to)
+{
+	struct bvec_iter iter = bio->bi_iter;
+	struct bio_vec bv;
+
+	if (skip)
+		bio_advance_iter(bio, &iter, skip);
+	iter.bi_size = min(iter.bi_size, len);
+	__bio_for_each_segment(bv, bio, iter, iter) {
+		memcpy_from_bvec(to, &bv);
+		to += bv.bv_len;
+	}
+}
+
 void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev)
 {
 	bio_set_dev(bio, bdev);

@@ -22,6 +22,7 @@ bool dbd_disk_close_if_unused(struct gendisk *disk, bool *closing);
 void dbd_disk_reopen(struct gendisk *disk, bool *closing);
 void dbd_queue_drain(struct block_device *bdev);
 void dbd_bio_inc_remaining(struct bio *bio);
+void dbd_bio_read(struct bio *bio, unsigned int skip, unsigned int len, u8 *to);
 void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset);

@@ -74,10 +74,13 @@ impl HoldQueue {
         }
         for log in logs.iter().flatten() {
             let (start, len) = log.blocks_of(bio.view());
-            if !log.is_open(start, len) {
+            if !log.is_open(start, len, bio.view().key()) {
                 Log::park(log, bio);
                 return;
             }
+        }
+        for log in logs.iter().flatten() {
+            log.gone(log.blocks_of(bio.view()).0, bio.view().key());
         }
         let active = snapshot.as_ref().filter(|s| !s.lets_go());
         if discard {
@@ -406,12 +409,15 @@ impl Tracker {
             if let Some(previous) = &epoch.previous {
                 previous.mark(block, len);
             }
-            closed = epoch.logs().any(|log| !log.is_open(block, len))
-                && !faults::active(Fault::NoRegionMark);
+            closed = epoch.logs().any(|log| !log.is_open(block, len, bio.key()));
         }
         match self.follow(decision, epoch, (block, len)) {
             Action::Pass if closed => Action::Redirect,
-            action => action,
+            Action::Pass => {
+                epoch.logs().for_each(|log| log.gone(block, bio.key()));
+                Action::Pass
+            }
+            Action::Redirect => Action::Redirect,
         }
     }
 

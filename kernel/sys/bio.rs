@@ -95,6 +95,28 @@ impl<'a> BioRef<'a> {
         }
     }
 
+    /// Tells it from all other bios that are on their way now.
+    pub(crate) fn key(self) -> usize {
+        self.as_ptr() as usize
+    }
+
+    /// Does to `block`, the content of the disk from `sector` on, what the bio does. What carries no data
+    /// leaves zeros.
+    pub(crate) fn overlay(self, block: &mut [u8; 4096], sector: u64) {
+        let data = self.op() == bindings::req_op_REQ_OP_WRITE;
+        let before = sector.saturating_sub(self.sector());
+        let at = self.sector().saturating_sub(sector);
+        let len = self.sectors().saturating_sub(before).min(8u64.saturating_sub(at.min(8)));
+        let (at, len) = ((at << 9) as usize, (len << 9) as usize);
+        let Some(part) = block.get_mut(at..).and_then(|b| b.get_mut(..len)) else { return };
+        if !data {
+            part.fill(0);
+            return;
+        }
+        // SAFETY: The bio is valid; `part` has room for `len` bytes, and the C side ends at the bio's size.
+        unsafe { ffi::dbd_bio_read(self.as_ptr(), (before << 9) as u32, len as u32, part.as_mut_ptr()) }
+    }
+
     /// Puts `len` bytes of `page` (zeros when `None`), from byte `offset` of it, into the bio's
     /// buffers, `skip` bytes behind its start.
     ///

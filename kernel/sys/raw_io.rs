@@ -194,6 +194,12 @@ impl RawIo {
         self.finish()
     }
 
+    /// Reads a block into memory that the caller may change.
+    pub(crate) fn read_mut(&mut self, block: u64) -> Result<&mut Block> {
+        self.read(block)?;
+        Ok(self.pages.get_mut(0).ok_or(EIO)?.block_mut())
+    }
+
     /// Reads a block.
     pub(crate) fn read(&mut self, block: u64) -> Result<&Block> {
         let page = self.pages.first().ok_or(EIO)?;

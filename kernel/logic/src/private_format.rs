@@ -218,15 +218,21 @@ pub struct Sibling {
     pub igen: u32,
 }
 
-/// What tells one life of a filesystem from another (its superblock changes at each mount).
+/// The first block of the origin, as it must be found: each mount, repair or replay by somebody else
+/// changes the superblock in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// 0: not recorded; else the first four bytes of the filesystem's name.
-    pub fs: u32,
-    /// [`digest`] of what stays the same from a mount until the next.
-    pub life: u64,
-    /// [`digest`] of the whole first block: the same as long as nobody writes.
-    pub exact: u64,
+    /// [`digest`] of the block as it was when the last write to it was let go. 0: not known.
+    pub now: u64,
+    /// [`digest`] of what that write makes of it. 0: there was none.
+    pub next: u64,
+}
+
+impl Identity {
+    /// A block with this digest is one that we have left there.
+    pub const fn allows(&self, found: u64) -> bool {
+        found != 0 && (found == self.now || found == self.next)
+    }
 }
 
 /// FNV-1a, 64 bits, of all pieces, one behind the other.
@@ -252,8 +258,6 @@ pub struct Root {
     pub state: RootState,
     /// Snapshot mode, else incremental.
     pub snapshot: bool,
-    /// Its filesystem is mounted, and by this machine.
-    pub mounted: bool,
     /// The blocks of the file are counted (see [`super::extents`]).
     pub counted: bool,
     /// Size of the origin in bytes.
@@ -341,8 +345,7 @@ impl Reader<'_> {
 }
 
 const FLAG_SNAPSHOT: u32 = 1;
-const FLAG_MOUNTED: u32 = 2;
-const FLAG_COUNTED: u32 = 4;
+const FLAG_COUNTED: u32 = 2;
 
 impl Root {
     /// Fills in a block; [`seal`] completes it.
@@ -353,9 +356,6 @@ impl Root {
         let mut flags = 0;
         if self.snapshot {
             flags |= FLAG_SNAPSHOT;
-        }
-        if self.mounted {
-            flags |= FLAG_MOUNTED;
         }
         if self.counted {
             flags |= FLAG_COUNTED;
@@ -374,9 +374,8 @@ impl Root {
         w.u64(self.crash_blocks);
         w.sibling(&self.predecessor);
         w.sibling(&self.successor);
-        w.u32(self.identity.fs);
-        w.u64(self.identity.life);
-        w.u64(self.identity.exact);
+        w.u64(self.identity.now);
+        w.u64(self.identity.next);
         w.u64(self.map_words);
         for (start, len) in Iterator::chain(self.map_pieces.iter(), self.own.iter()) {
             w.u64(*start);
@@ -392,7 +391,6 @@ impl Root {
         let mut root = Self {
             state,
             snapshot: flags & FLAG_SNAPSHOT != 0,
-            mounted: flags & FLAG_MOUNTED != 0,
             counted: flags & FLAG_COUNTED != 0,
             origin_bytes: r.u64(),
             seqid: r.u64(),
@@ -408,9 +406,8 @@ impl Root {
             predecessor: r.sibling(),
             successor: r.sibling(),
             identity: Identity {
-                fs: r.u32(),
-                life: r.u64(),
-                exact: r.u64(),
+                now: r.u64(),
+                next: r.u64(),
             },
             map_words: r.u64(),
             map_pieces: [(0, 0); ROOT_PIECES],
