@@ -20,6 +20,7 @@ use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use dattobd_client::control::Control;
 use explain::Asked;
+use ioctl_abi::ioctl::STATUS_CHAIN_BROKEN;
 use keep::Keeper;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr};
@@ -225,9 +226,22 @@ fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
     call(asked, r.minor, |c| {
         c.reload(&bdev, &cow, r.cache_size.unwrap_or(0), r.minor, snapshot)
     })?;
-    let info = open()?.info(r.minor);
-    match info.map(|i| i.error) {
-        Ok(error) if error != 0 => Err(anyhow!(
+    let control = open()?;
+    let error = control.info(r.minor).map_or(0, |i| i.error);
+    let flags = control.status(r.minor).map_or(0, |s| s.flags);
+    match error {
+        0 => Ok(()),
+        // What a crash leaves of a snapshot: the change map.
+        _ if flags & STATUS_CHAIN_BROKEN == 0 => {
+            eprintln!(
+                "dbdctl: the snapshot is gone, the changes since it was taken are kept: mount {}, then \
+                 `dbdctl drop-snapshot {}`",
+                r.bdev.display(),
+                r.minor
+            );
+            Ok(())
+        }
+        error => Err(anyhow!(
             "{} on {} cannot be picked up: {}. The kernel log says more. Nothing is tracked: `dbdctl \
              destroy {}`, then take a new first snapshot with setup-snapshot, and a full copy",
             Path::new(&r.cow).display(),
@@ -235,7 +249,6 @@ fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
             Errno::from_raw(-error).desc(),
             r.minor
         )),
-        _ => Ok(()),
     }
 }
 
