@@ -6,7 +6,7 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm powercut build-every module tools setup install deb bundle clean distclean
+.PHONY: help demo test test-host test-vm test-powercut powercut build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
@@ -43,7 +43,7 @@ demo: module tools
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/demo.sh
 
-test: build-every test-host test-vm
+test: build-every test-host test-vm test-powercut
 
 # Both kernels must take the module, also where only the first one is booted.
 build-every:
@@ -65,6 +65,10 @@ deb: module tools
 bundle: build-every tools
 	@scripts/deb.sh $(EVERY)
 	@scripts/bundle.sh
+
+# A few cuts of one recording; `make powercut` makes many.
+test-powercut:
+	$(MAKE) powercut QUICK=1
 
 # Goes on where it was stopped; results and recordings are in target/powercut.
 N ?= $(if $(QUICK),12,200)
