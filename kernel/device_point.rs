@@ -249,6 +249,13 @@ impl Device {
             None,
         )?;
         let changes = Arc::new(ChangeMap::new(origin.blocks())?, GFP_KERNEL)?;
+        // Before the first raw write to the new file.
+        if let Some(p) = predecessor {
+            // What becomes private before the point is shown as zeros from then on, and what the
+            // old file's own blocks hold was never seen by a snapshot: both are changes.
+            mark_all(p.changes, p.log, p.private);
+            mark_all(p.changes, p.log, &private_extents(file.extents(), geometry)?);
+        }
         let log = NewLog(this.new_log(origin, tracker, &file, &changes, wanted, &sizes, predecessor)?);
         let epoch = |previous: Option<&Predecessor<'_>>, both: bool| -> Result<KBox<Epoch>> {
             let old = predecessor.filter(|_| both);
@@ -269,12 +276,6 @@ impl Device {
             Some(_) => (Some(epoch(None, true)?), Some(epoch(None, false)?)),
             None => (None, None),
         };
-        if let Some(p) = predecessor {
-            // What becomes private before the point is shown as zeros from then on, and what the
-            // old file's own blocks hold was never seen by a snapshot: both are changes.
-            mark_all(p.changes, p.log, p.private);
-            mark_all(p.changes, p.log, &private_extents(file.extents(), geometry)?);
-        }
         let cow_extents = Arc::new(origin_extents(file.extents())?, GFP_KERNEL)?;
         let prepared = Prepared {
             log,

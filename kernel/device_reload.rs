@@ -24,8 +24,9 @@ use crate::device_status::OriginId;
 use crate::device_transition::incremental_epoch;
 use crate::epoch::Epoch;
 use crate::identity;
-use crate::log_load::{read_root, Loaded, Reason};
+use crate::log_load::{read_extents, read_root, Loaded, Reason};
 use crate::logic::change_map::ChangeMap;
+use crate::logic::extents::FileExtent;
 use crate::logic::private_format::{Root, RootState};
 use crate::origin::Origin;
 use crate::params;
@@ -143,7 +144,7 @@ impl Device {
         this.step("reading what it says");
         let loaded = Loaded::read(origin.device(), origin.bytes(), ext.nonce, ext.roots)?;
         let mut io = RawIo::new(origin.device()).map_err(because("there is no memory"))?;
-        check_state(&mut io, &loaded.root, origin)?;
+        let abandoned = check_state(&mut io, &loaded.root, origin)?;
         if loaded.root.snapshot != request.snapshot {
             pr_info!(
                 "datto{}: {} is in {} mode, and goes on in it\n",
@@ -155,7 +156,7 @@ impl Device {
         let events = Arc::new(Watch(this.clone()), GFP_KERNEL).map_err(|e| (e.into(), "there is no memory"))?;
         let tracker = Tracker::new(origin.clone(), this.minor(), events)
             .map_err(because("it cannot be tracked"))?;
-        let result = Self::publish(this, origin, request, &tracker, ext, loaded)
+        let result = Self::publish(this, origin, request, &tracker, ext, loaded, &abandoned)
             .map_err(because("there is no memory"))
             .and_then(|live| {
                 // Once every write is tracked: whoever wrote before shows now.
@@ -182,6 +183,7 @@ impl Device {
         tracker: &Arc<Tracker>,
         ext: cow::Extension,
         loaded: Loaded,
+        abandoned: &[FileExtent],
     ) -> Result<Live> {
         let geometry = Geometry { origin_bytes: origin.bytes() };
         let Loaded { root, generation, words, changes, added, extents, copies } = loaded;
@@ -215,6 +217,8 @@ impl Device {
             generation,
             words,
         })?;
+        // Copies may have been put there for a snapshot that nobody has seen.
+        mark_all(&changes, Some(&log), abandoned);
         let snapshot = if snapshot_mode {
             let segments = copies.as_ref().map(copy_segments).transpose()?;
             let snapshot = tracker.new_snapshot(
@@ -329,8 +333,12 @@ fn find(origin: &Arc<Origin>, minor: u32, path: &CStr) -> Result<cow::Extension,
     Ok(ext)
 }
 
-/// The root allows the file to be picked up.
-fn check_state(io: &mut RawIo, root: &Root, origin: &Origin) -> Result<(), Bad> {
+/// The root allows the file to be picked up. Returns where a file lies that was to take over, and has not.
+fn check_state(
+    io: &mut RawIo,
+    root: &Root,
+    origin: &Origin,
+) -> Result<KVVec<FileExtent>, Bad> {
     match root.state {
         RootState::Live | RootState::Sealed => {}
         RootState::Prepared => {
@@ -342,18 +350,22 @@ fn check_state(io: &mut RawIo, root: &Root, origin: &Origin) -> Result<(), Bad> 
         }
     }
     if root.successor.nonce == 0 {
-        return Ok(());
+        return Ok(KVVec::new());
     }
     let geometry = Geometry { origin_bytes: origin.bytes() };
     if root.successor.roots.iter().any(|r| *r >= geometry.blocks()) {
         return Err((EUCLEAN, "its root is damaged"));
     }
-    let first = geometry.private().roots;
-    match read_root(io, root.successor.nonce, root.successor.roots, first) {
-        Ok((next, _)) if matches!(next.state, RootState::Prepared | RootState::Poisoned) => Ok(()),
+    let layout = geometry.private();
+    let nonce = root.successor.nonce;
+    match read_root(io, nonce, root.successor.roots, layout.roots) {
+        Ok((next, _)) if matches!(next.state, RootState::Prepared | RootState::Poisoned) => {
+            read_extents(io, &next, nonce, &layout)
+                .map_err(because("the extents of the next file are bad"))
+        }
         Ok(_) => Err((ESTALE, "another COW file has taken over")),
-        // Never completed.
-        Err(e) if e == EUCLEAN => Ok(()),
+        // Never completed: it was not announced before that.
+        Err(e) if e == EUCLEAN => Ok(KVVec::new()),
         Err(e) => Err((e, "the roots of the next file cannot be read")),
     }
 }

@@ -198,7 +198,8 @@ fn mark_regions(changes: &ChangeMap, words: &[u32]) {
     }
 }
 
-fn read_extents(
+/// Where a file lies, by the list that its root names.
+pub(crate) fn read_extents(
     io: &mut RawIo,
     root: &Root,
     nonce: u64,
