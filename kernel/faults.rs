@@ -24,8 +24,6 @@ pub(crate) enum Fault {
     NoUnseal,
     /// `no_reload_check`: a reload does not look whether the filesystem was mounted elsewhere.
     NoReloadCheck,
-    /// `no_grace`: a checkpoint does not wait for writers that found a region open.
-    NoGrace,
 }
 
 /// Whether the module was told to misbehave like this.
@@ -42,7 +40,6 @@ pub(crate) fn active(fault: Fault) -> bool {
         6 => Fault::NoRegionMark,
         7 => Fault::NoUnseal,
         8 => Fault::NoReloadCheck,
-        9 => Fault::NoGrace,
         _ => return false,
     };
     chosen == fault

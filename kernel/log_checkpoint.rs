@@ -7,7 +7,6 @@
 //! the marks back in one sector. A crash anywhere leaves either the marks or the bits.
 
 use crate::abi::cow::{PrivateLayout, GROUP_BLOCKS};
-use crate::faults::{self, Fault};
 use crate::logic::{
     private_format::{put, seal, Block, Kind, RootState, ENVELOPE},
     regions::GROUP_MASK,
@@ -156,9 +155,7 @@ impl Log {
             groups.push(group, GFP_KERNEL)?;
             self.regions.close(group, idle);
         }
-        if !faults::active(Fault::NoGrace) {
-            synchronize();
-        }
+        synchronize();
         disk.write_bitmaps(self, &groups, |group, marks| {
             let idle = quiet
                 .iter()

@@ -6,4 +6,4 @@ set -eu
 cd "$(dirname "$0")/../.."
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom"
 export RUSTFLAGS="--cfg loom"
-exec cargo test --release -p cow-logic --test loom_claims "$@"
+exec cargo test --release -p cow-logic --test loom_claims --test loom_regions "$@"

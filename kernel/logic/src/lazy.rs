@@ -50,10 +50,9 @@ impl<T: Zeroable + Send + Sync> Lazy<T> {
         } else if ptr::eq(p, full()) {
             Content::Full
         } else {
-            // SAFETY: by the invariant `p`, which was read from `self.0`, is a page that `self` owns;
-            // it is freed only by `drop`, which the borrow of `self` excludes, and only shared
-            // references to it are ever made. It was read with Acquire, the page was stored with
-            // Release: its zeroes are visible.
+            // It was read with Acquire, the page was stored with Release: its zeroes are visible.
+            // SAFETY: by the invariant `p`, read from `self.0`, is a page that `self` owns: freed only by
+            // `drop`, which the borrow of `self` excludes; only shared references to it are ever made.
             Content::Page(unsafe { &*p })
         }
     }
