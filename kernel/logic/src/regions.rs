@@ -102,7 +102,7 @@ impl Regions {
     pub fn open(&self, group: usize, mask: u32) {
         if let Some(word) = self.groups.get(group) {
             // Release: the completed write of the marks. They count as touched: a write follows.
-            let bits = u64::from(mask) | u64::from(mask) << TOUCHED_SHIFT;
+            let bits = u64::from(mask) | (u64::from(mask) << TOUCHED_SHIFT);
             word.fetch_or(bits, Ordering::Release);
         }
     }
