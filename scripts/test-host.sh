@@ -9,7 +9,7 @@ in_chroot env RUSTFLAGS= bash -euc '
     cargo fmt --all --check
     cargo clippy --locked --workspace --all-targets --target-dir "$dir" -- -D warnings
     cargo test --locked --workspace --target-dir "$dir"
-    RUSTFLAGS="--cfg loom" cargo test --locked -p cow-logic --release --test loom_claims \
+    RUSTFLAGS="--cfg loom" cargo test --locked -p cow-logic --release --test loom_claims --test loom_regions \
         --target-dir "$dir/loom"
 ' test "$T_NAME"
 if [ -x "$TOP/tests/host/miri.sh" ]; then "$TOP/tests/host/miri.sh"; fi

@@ -174,22 +174,22 @@ proptest! {
         encode_log(&mut b, nonce, number, &new);
         for sector in 0..8 {
             let range = sector * 512..sector * 512 + 512;
-            if torn >> sector & 1 != 0 {
+            if (torn >> sector) & 1 != 0 {
                 a[range.clone()].copy_from_slice(&b[range.clone()]);
             }
-            if bad >> sector & 1 != 0 {
+            if (bad >> sector) & 1 != 0 {
                 a[sector * 512 + 100] ^= 0x10;
             }
         }
         let mut read = vec![7; old.len()];
         let untrusted = decode_log(&a, nonce, number, u32::MAX, &mut read);
         let sectors = old.len().div_ceil(122);
-        prop_assert_eq!(untrusted, (0..sectors).filter(|s| bad >> s & 1 != 0).count() as u32);
+        prop_assert_eq!(untrusted, (0..sectors).filter(|s| (bad >> s) & 1 != 0).count() as u32);
         for (i, word) in read.iter().enumerate() {
             let sector = i / 122;
-            let expected = if bad >> sector & 1 != 0 {
+            let expected = if (bad >> sector) & 1 != 0 {
                 u32::MAX
-            } else if torn >> sector & 1 != 0 {
+            } else if (torn >> sector) & 1 != 0 {
                 new[i]
             } else {
                 old[i]

@@ -61,7 +61,7 @@ proptest! {
         let mut words = vec![!0u64; 480];
         let any = map.copy_words(first, &mut words);
         let inside: BTreeSet<u64> = set.range(first..first + 480 * 64).copied().collect();
-        let found: BTreeSet<u64> = (0..480 * 64u64).filter(|i| words[(i / 64) as usize] >> (i % 64) & 1 != 0).map(|i| first + i).collect();
+        let found: BTreeSet<u64> = (0..480 * 64u64).filter(|i| (words[(i / 64) as usize] >> (i % 64)) & 1 != 0).map(|i| first + i).collect();
         prop_assert_eq!(&found, &inside);
         prop_assert_eq!(any, !inside.is_empty());
         let other = ChangeMap::new(blocks).unwrap();
