@@ -26,7 +26,7 @@ fail() {
 }
 trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
 # quiet COMMAND...: shows what it said only when it fails.
-quiet() { "$@" >/run/log 2>&1 </dev/null || { tail -30 /run/log; fail "$*"; }; }
+quiet() { "$@" >/run/said 2>&1 </dev/null || { tail -30 /run/said; fail "$*"; }; }
 
 json() { dbdctl info --json "$1" | jq -r ".devices[0].$2"; }
 # is MINOR FIELD VALUE

@@ -27,6 +27,8 @@ FSTAB
 # Nobody logs in.
 ln -sf /dev/null "$root/etc/systemd/system/serial-getty@ttyS0.service"
 ln -sf /dev/null "$root/etc/systemd/system/getty@tty1.service"
+# Takes a minute of an emulated machine, and is for LVM.
+ln -sf /dev/null "$root/etc/systemd/system/e2scrub_reap.service"
 cat >"$root/usr/local/sbin/stage" <<'STAGE'
 #!/bin/bash
 # Runs what the control disk holds.
