@@ -5,7 +5,11 @@
 set -Eeuo pipefail
 T=/run/t
 stage=$(cat $T/stage)
-PATH=$T:$PATH
+# Nothing can be run from /run.
+mkdir -p /opt/t
+mount -t tmpfs tmpfs /opt/t
+cp $T/dbdtest /opt/t/
+PATH=/opt/t:$PATH
 export HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 data=/dev/disk/by-id/virtio-data
 scratch=/dev/disk/by-id/virtio-scratch
@@ -18,7 +22,7 @@ fail() {
     say "FAILED: $*"
     journalctl --no-pager -b -o cat -u dattobd-reload 2>/dev/null | tail -20 || true
     dmesg | grep -i datto | tail -40 || true
-    cat $list 2>/dev/null || true
+    grep minor= $list 2>/dev/null || true
     dbdctl info 2>&1 || true
     systemctl --failed --no-legend || true
     echo "STAGE FAILED: $*"
@@ -154,10 +158,13 @@ install)
     systemctl daemon-reload
     mount /data
     say "apt install"
+    # As the installer does when asked for a small one: the full one takes minutes in an emulated machine.
+    printf 'MODULES=dep\nCOMPRESSLEVEL=1\n' >/etc/initramfs-tools/conf.d/small
     echo "deb [trusted=yes] file:$T/repo ./" >/etc/apt/sources.list.d/dattobd.list
     before=$(stat -c %Y "/boot/initrd.img-$(uname -r)")
     quiet apt-get -q update
     quiet apt-get -q -y install dattobd-tools "dattobd-modules-$(uname -r)"
+    say "initramfs made $(grep -c 'update-initramfs: Generating' /run/said) times"
     [ "$(stat -c %Y "/boot/initrd.img-$(uname -r)")" -gt "$before" ] || fail "the initramfs was not made anew"
     lsinitramfs "/boot/initrd.img-$(uname -r)" >/run/files
     grep -q sbin/dbdctl /run/files || fail "no dbdctl in the initramfs"
@@ -174,7 +181,7 @@ install)
     for n in 0 1; do same $n; done
     incremental
     work 2
-    cat $list
+    grep minor= $list
     passed
     ;;
 reboot)
@@ -213,7 +220,7 @@ reset)
     incremental
     work 7
     sed -i 's|cow=[^ ]*|cow=/.none|' $list
-    cat $list
+    grep minor= $list
     passed
     ;;
 wrong)
