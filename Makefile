@@ -6,11 +6,12 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm test-powercut powercut build-every module tools setup install deb bundle clean distclean
+.PHONY: help demo test test-host test-vm test-powercut test-debian powercut build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
 	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
+	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
 	@echo "                     QUICK=1: a dozen; SEED=...: other ones; FAULT=6: the counter-test"
 	@echo "make module          build the module for the packaged target kernel"
@@ -57,6 +58,10 @@ test-vm: module tools
 	    scripts/build-module.sh $$t faults && scripts/stage-modules.sh $$t && \
 	    scripts/vm-image.sh $$t && DBD_TARGET=$$t scripts/vm.sh test $(CASES) || exit 1; \
 	done
+
+# The packages in a Debian with its own systemd, over reboots and crashes.
+test-debian: deb
+	@tests/debian/run.sh $(FIRST)
 
 deb: module tools
 	@scripts/deb.sh $(TARGETS)

@@ -13,6 +13,7 @@ use crate::reload_list::{self, Entry, List, Mode};
 use crate::stable_name;
 use anyhow::{Context, Result};
 use dattobd_client::control::Control;
+use ioctl_abi::ioctl::STATUS_CHAIN_BROKEN;
 use std::env;
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
@@ -144,21 +145,21 @@ struct Announce {
     mode: Mode,
 }
 
-/// A transition that did not get through leaves two files named. The new one is there only when the
-/// snapshot was taken, or was about to be: the driver itself tells an unfinished file.
-fn announce(entry: &Entry, next_is_there: bool) -> Announce {
-    let next = entry.next.as_ref().filter(|_| next_is_there);
-    Announce {
+/// The ways to announce a device, in the order in which to try them. A transition that did not get
+/// through leaves two files named. Only the driver can tell which of the two the chain goes on in, and
+/// refuses the other; and a name that needs a replay of the journal is no reason to leave a file out.
+fn announcements(entry: &Entry) -> Vec<Announce> {
+    let with = |cow: &Path, mode| Announce {
         minor: entry.minor,
         device: stable_name::short(&entry.device),
-        cow: next.unwrap_or(&entry.cow).clone(),
+        cow: cow.to_owned(),
         cache: entry.cache.unwrap_or(0),
-        mode: match (next, entry.mode) {
-            (None, Some(mode)) => mode,
-            // Fresh from a setup, or a snapshot that was just taken.
-            _ => Mode::Snapshot,
-        },
-    }
+        mode,
+    };
+    let next = entry.next.as_ref().map(|next| with(next, Mode::Snapshot));
+    // Without a mode it is fresh from a setup.
+    let now = with(&entry.cow, entry.mode.unwrap_or(Mode::Snapshot));
+    next.into_iter().chain([now]).collect()
 }
 
 impl Announce {
@@ -171,36 +172,86 @@ impl Announce {
             self.minor
         )
     }
+}
 
-    /// Gives the device to the driver.
-    fn issue(&self, control: &Control) -> Result<()> {
-        let device = CString::new(self.device.as_os_str().as_bytes())?;
-        let cow = CString::new(self.cow.as_os_str().as_bytes())?;
-        let snapshot = self.mode == Mode::Snapshot;
-        control
-            .reload(&device, &cow, self.cache, self.minor, snapshot)
-            .map_err(|e| {
-                let asked = crate::explain::Asked::Reload {
-                    bdev: &self.device,
-                    cow: &self.cow,
-                };
-                anyhow::anyhow!(crate::explain::call(control, asked, self.minor, e))
-            })
+/// What is asked of the driver.
+trait Driver {
+    /// Gives it a device.
+    fn reload(&mut self, a: &Announce) -> Result<()>;
+    /// Whether it has the device but found no chain to go on with, and why. A snapshot that has failed
+    /// is no such thing: its chain goes on.
+    fn nothing_found(&mut self, minor: u32) -> Option<&'static str>;
+    /// Takes a device away from it.
+    fn destroy(&mut self, minor: u32) -> Result<()>;
+}
+
+impl Driver for Control {
+    fn reload(&mut self, a: &Announce) -> Result<()> {
+        let device = CString::new(a.device.as_os_str().as_bytes())?;
+        let cow = CString::new(a.cow.as_os_str().as_bytes())?;
+        let snapshot = a.mode == Mode::Snapshot;
+        Self::reload(self, &device, &cow, a.cache, a.minor, snapshot).map_err(|e| {
+            let asked = crate::explain::Asked::Reload {
+                bdev: &a.device,
+                cow: &a.cow,
+            };
+            anyhow::anyhow!(crate::explain::call(self, asked, a.minor, e))
+        })
+    }
+
+    fn nothing_found(&mut self, minor: u32) -> Option<&'static str> {
+        let status = self.status(minor).ok()?;
+        (status.flags & STATUS_CHAIN_BROKEN != 0).then(|| crate::explain::reason(status.error))
+    }
+
+    fn destroy(&mut self, minor: u32) -> Result<()> {
+        Ok(Self::destroy(self, minor)?)
+    }
+}
+
+/// Announces a device in the first way that works. When none does, the last one's failed device stays, for
+/// somebody to see.
+fn pick_up(driver: &mut dyn Driver, ways: &[Announce], mut say: impl FnMut(String)) {
+    for (n, a) in ways.iter().enumerate() {
+        let last = n + 1 == ways.len();
+        if let Err(e) = driver.reload(a) {
+            say(format!("{}: {e:#}", a.describe()));
+            continue;
+        }
+        let Some(why) = driver.nothing_found(a.minor) else {
+            return;
+        };
+        if last {
+            say(format!(
+                "{}: {why}. Nothing is tracked: take a new first snapshot and a full copy",
+                a.describe()
+            ));
+        } else {
+            say(format!("{}: {why}; trying the file before", a.describe()));
+            // It holds nothing, so nothing on disk is touched.
+            if let Err(e) = driver.destroy(a.minor) {
+                say(format!("destroy {}: {e:#}", a.minor));
+                return;
+            }
+        }
     }
 }
 
 /// Announces devices, or says what would be.
-fn issue_all(b: &Boot, all: &[Announce]) {
+fn issue_all(b: &Boot, all: &[Vec<Announce>]) {
     if all.is_empty() {
         return;
     }
     if b.dry_run {
-        for a in all {
-            let _ = writeln!(io::stdout(), "{}", a.describe());
+        for ways in all {
+            for (n, a) in ways.iter().enumerate() {
+                let or = if n > 0 { "or else " } else { "" };
+                let _ = writeln!(io::stdout(), "{or}{}", a.describe());
+            }
         }
         return;
     }
-    let control = match driver() {
+    let mut control = match driver() {
         Ok(control) => control,
         Err(e) => {
             say(
@@ -210,13 +261,14 @@ fn issue_all(b: &Boot, all: &[Announce]) {
             return;
         }
     };
-    for a in all {
+    for ways in all {
+        let Some(a) = ways.first() else { continue };
         if let Ok(info) = control.info(a.minor) {
             if stable_name::short(&keep::path_in(&info.bdev)) != a.device {
                 say(b, &format!("{}: the minor is in use", a.describe()));
             }
-        } else if let Err(e) = a.issue(&control) {
-            say(b, &format!("{}: {e:#}", a.describe()));
+        } else {
+            pick_up(&mut control, ways, |text| say(b, &text));
         }
     }
 }
@@ -254,13 +306,10 @@ fn root_filesystem(b: &Boot, root: &Path) {
             return;
         }
     };
-    let todo: Vec<Announce> = current(&list)
+    let todo: Vec<_> = current(&list)
         .into_iter()
         .filter(is_root)
-        .map(|e| {
-            let next = e.next.as_ref().is_some_and(|n| peek.has_cow_file(n));
-            announce(e, next)
-        })
+        .map(announcements)
         .collect();
     // The driver must find the device unused.
     drop(peek);
@@ -307,7 +356,11 @@ fn others(b: &Boot) {
             .into_iter()
             .partition(|e| stable_name::device_number(&e.device).is_some());
         // As soon as they are there: what has no need to wait may be mounted next.
-        let todo: Vec<Announce> = there.into_iter().filter_map(|e| unmounted(b, e)).collect();
+        let todo: Vec<_> = there
+            .into_iter()
+            .filter(|e| unmounted(b, e))
+            .map(announcements)
+            .collect();
         issue_all(b, &todo);
         waiting = missing;
         if waiting.is_empty() || Instant::now() >= until {
@@ -326,8 +379,10 @@ fn others(b: &Boot) {
     }
 }
 
-fn unmounted(b: &Boot, e: &Entry) -> Option<Announce> {
-    if let Some(m) = mounts::of_device(&e.device) {
+/// A device that is mounted can no longer be picked up.
+fn unmounted(b: &Boot, e: &Entry) -> bool {
+    let mount = mounts::of_device(&e.device);
+    if let Some(m) = &mount {
         say(
             b,
             &format!(
@@ -337,36 +392,137 @@ fn unmounted(b: &Boot, e: &Entry) -> Option<Announce> {
                 m.point.display()
             ),
         );
-        return None;
     }
-    let next_is_there = e
-        .next
-        .as_ref()
-        .is_some_and(|next| Peek::new(&e.device).is_ok_and(|peek| peek.has_cow_file(next)));
-    Some(announce(e, next_is_there))
+    mount.is_none()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_new_file_of_a_transition_counts_once_it_is_there() {
+    /// A driver with its own idea of each file.
+    #[derive(Default)]
+    struct Fake {
+        refused: Vec<&'static str>,
+        useless: Vec<&'static str>,
+        stuck: bool,
+        now: Option<PathBuf>,
+        calls: Vec<String>,
+    }
+
+    impl Driver for Fake {
+        fn reload(&mut self, a: &Announce) -> Result<()> {
+            self.calls.push(a.describe());
+            assert_eq!(self.now, None, "the minor is in use");
+            let cow = a.cow.to_str().unwrap();
+            anyhow::ensure!(!self.refused.contains(&cow), "refused");
+            self.now = Some(a.cow.clone());
+            Ok(())
+        }
+
+        fn nothing_found(&mut self, _: u32) -> Option<&'static str> {
+            let cow = self.now.as_ref()?.to_str()?;
+            self.useless.contains(&cow).then_some("useless")
+        }
+
+        fn destroy(&mut self, minor: u32) -> Result<()> {
+            self.calls.push(format!("destroy {minor}"));
+            anyhow::ensure!(!self.stuck, "stuck");
+            self.now = None;
+            Ok(())
+        }
+    }
+
+    /// In the middle of a transition.
+    fn both_files() -> Entry {
         let mut e = Entry::new(2, "/dev/none".into(), "/.old".into());
         e.mode = Some(Mode::Incremental);
         e.cache = Some(8);
         e.next = Some("/.new".into());
-        let a = announce(&e, false);
-        assert_eq!(a.describe(), "reload-incremental /dev/none /.old 2");
-        assert_eq!(a.cache, 8);
-        let a = announce(&e, true);
-        assert_eq!(a.describe(), "reload-snapshot /dev/none /.new 2");
+        e
+    }
+
+    const NEW: &str = "reload-snapshot /dev/none /.new 2";
+    const OLD: &str = "reload-incremental /dev/none /.old 2";
+
+    /// The device's file afterwards, the calls, the number of messages.
+    fn picked_up(mut fake: Fake, entry: &Entry) -> (Option<PathBuf>, Vec<String>, usize) {
+        let mut messages = 0;
+        pick_up(&mut fake, &announcements(entry), |_| messages += 1);
+        (fake.now, fake.calls, messages)
+    }
+
+    #[test]
+    fn the_new_file_of_a_transition_comes_first() {
+        let ways = announcements(&both_files());
+        let words: Vec<_> = ways.iter().map(Announce::describe).collect();
+        assert_eq!(words, [NEW, OLD]);
+        assert!(ways.iter().all(|a| a.cache == 8));
+        let (now, calls, messages) = picked_up(Fake::default(), &both_files());
+        assert_eq!(now, Some("/.new".into()));
+        assert_eq!((calls, messages), (vec![NEW.to_owned()], 0));
+    }
+
+    #[test]
+    fn the_old_file_counts_when_the_driver_does_not_take_the_new_one() {
+        let fake = Fake {
+            useless: vec!["/.new"],
+            ..Fake::default()
+        };
+        let (now, calls, messages) = picked_up(fake, &both_files());
+        assert_eq!(now, Some("/.old".into()));
+        assert_eq!(
+            (calls, messages),
+            (vec![NEW.into(), "destroy 2".into(), OLD.into()], 1)
+        );
+
+        let fake = Fake {
+            refused: vec!["/.new"],
+            ..Fake::default()
+        };
+        let (now, calls, _) = picked_up(fake, &both_files());
+        assert_eq!(
+            (now, calls),
+            (Some("/.old".into()), vec![NEW.into(), OLD.into()])
+        );
+    }
+
+    #[test]
+    fn with_no_usable_file_the_failed_device_stays() {
+        let useless = vec!["/.new", "/.old"];
+        let fake = Fake {
+            useless: useless.clone(),
+            ..Fake::default()
+        };
+        let (now, calls, messages) = picked_up(fake, &both_files());
+        assert_eq!(now, Some("/.old".into()));
+        assert_eq!((calls.len(), messages), (3, 2));
+        // As does one that cannot be taken away.
+        let fake = Fake {
+            useless,
+            stuck: true,
+            ..Fake::default()
+        };
+        let (now, calls, _) = picked_up(fake, &both_files());
+        assert_eq!((now, calls.len()), (Some("/.new".into()), 2));
+
+        let mut e = both_files();
+        e.next = None;
+        let fake = Fake {
+            useless: vec!["/.old"],
+            ..Fake::default()
+        };
+        let (now, calls, messages) = picked_up(fake, &e);
+        assert_eq!(now, Some("/.old".into()));
+        assert_eq!((calls, messages), (vec![OLD.to_owned()], 1));
     }
 
     #[test]
     fn without_a_mode_it_is_the_first_snapshot() {
         let e = Entry::new(0, "/dev/none".into(), "/.c".into());
-        assert_eq!(announce(&e, false).mode, Mode::Snapshot);
+        let ways = announcements(&e);
+        assert_eq!(ways.len(), 1);
+        assert_eq!(ways[0].mode, Mode::Snapshot);
     }
 
     #[test]

@@ -7,7 +7,6 @@
 //! device, in a mount namespace of this process alone. When the process ends, however it ends, the mount
 //! is gone, and the loop device with it.
 
-use ioctl_abi::cow::{Header, HEADER_V1_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{openat2, OFlag, OpenHow, ResolveFlag};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -236,19 +235,6 @@ impl Peek {
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         Ok(openat2(root, path, how)?.into())
-    }
-}
-
-impl Peek {
-    /// Whether a COW file lies at a path that has not been handed over yet.
-    pub fn has_cow_file(&self, path: &Path) -> bool {
-        let Ok(file) = self.open(path) else {
-            return false;
-        };
-        let mut header = [0; HEADER_V1_BYTES];
-        let sealed = file.read_exact_at(&mut header, 0).is_ok()
-            && Header::decode(&header).is_ok_and(|h| h.is_sealed());
-        file.metadata().is_ok_and(|m| m.is_file()) && !sealed
     }
 }
 
