@@ -164,7 +164,8 @@ install)
     before=$(stat -c %Y "/boot/initrd.img-$(uname -r)")
     quiet apt-get -q update
     quiet apt-get -q -y install dattobd-tools "dattobd-modules-$(uname -r)"
-    say "initramfs made $(grep -c 'update-initramfs: Generating' /run/said) times"
+    made=$(grep -c 'update-initramfs: Generating' /run/said)
+    [ "$made" = 1 ] || fail "the initramfs was made $made times"
     [ "$(stat -c %Y "/boot/initrd.img-$(uname -r)")" -gt "$before" ] || fail "the initramfs was not made anew"
     lsinitramfs "/boot/initrd.img-$(uname -r)" >/run/files
     grep -q sbin/dbdctl /run/files || fail "no dbdctl in the initramfs"
