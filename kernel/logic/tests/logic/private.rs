@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The private blocks of a COW file: what is written can be read, and nothing else is believed.
 
-use cow_logic::abi::cow::{Geometry, GROUP_BLOCKS, LOG_BLOCK_GROUPS, PRIVATE_GAP};
+use cow_logic::abi::cow::{
+    Extension, Geometry, EXT_STATE_ROOTED, EXT_STATE_VOLATILE, GROUP_BLOCKS, LOG_BLOCK_GROUPS,
+    PRIVATE_GAP,
+};
 use cow_logic::crc32c::crc32c;
 use cow_logic::extents::FileExtent;
 use cow_logic::private_format::*;
 use proptest::prelude::*;
+
+const TIB: u64 = 1 << 40;
 
 /// Words of a log block; fewer where every step is slow.
 const WORDS: usize = if cfg!(miri) {
@@ -25,6 +30,209 @@ fn the_checksum_is_the_one_of_iscsi() {
     assert_eq!(crc32c(&[&[0xff; 32]]), 0x62a8_ab43);
     assert_eq!(crc32c(&[b"123456789"]), 0xe306_9283);
     assert_eq!(crc32c(&[b"1234", b"", b"56789"]), 0xe306_9283);
+    let up: Vec<u8> = (0..32).collect();
+    let down: Vec<u8> = (0..32).rev().collect();
+    assert_eq!(crc32c(&[&up]), 0x46dd_794e);
+    assert_eq!(crc32c(&[&down]), 0x113f_db5c);
+    assert_eq!(crc32c(&[]), 0);
+}
+
+/// Bytes to checksum; fewer where every step is slow.
+const BYTES: usize = if cfg!(miri) { 60 } else { 600 };
+
+/// Bit by bit, as the definition says.
+fn naive_crc(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+        }
+    }
+    !crc
+}
+
+/// Every byte of a block once, and every bit of its envelope, and of a log block every bit of the
+/// first sector's envelope.
+#[test]
+fn no_flipped_bit_is_believed() {
+    let mut block = block_of(0x5a);
+    seal(&mut block, Kind::Bitmap, 11, 12, 13);
+    assert_eq!(check(&block, Kind::Bitmap, 11, 12), Some(13));
+    let step = if cfg!(miri) { 509 } else { 1 };
+    let bits = (0..ENVELOPE * 8).chain((ENVELOPE..4096).step_by(step).map(|b| b * 8 + b % 8));
+    let bits = bits.step_by(if cfg!(miri) { 53 } else { 1 });
+    for bit in bits {
+        block[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(check(&block, Kind::Bitmap, 11, 12), None, "bit {bit}");
+        block[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert_eq!(check(&block, Kind::Bitmap, 11, 12), Some(13));
+}
+
+#[test]
+fn no_flipped_bit_of_the_log_is_believed() {
+    let words: Vec<u32> = (100..100 + WORDS as u32).collect();
+    let mut block = block_of(0);
+    encode_log(&mut block, 11, 12, &words);
+    let step = if cfg!(miri) { 911 } else { 1 };
+    for byte in (0..WORDS.div_ceil(122) * 512).step_by(step) {
+        block[byte] ^= 1 << (byte % 8);
+        let mut read = vec![0; WORDS];
+        assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 1, "byte {byte}");
+        for (i, word) in read.iter().enumerate() {
+            let good = i / 122 != byte / 512;
+            assert_eq!(*word, if good { words[i] } else { 7 }, "byte {byte}");
+        }
+        block[byte] ^= 1 << (byte % 8);
+    }
+}
+
+#[test]
+fn a_log_sector_counts_at_its_own_place_only() {
+    let words: Vec<u32> = (1..=WORDS as u32).collect();
+    let sectors = WORDS.div_ceil(122) as u32;
+    let (mut block, mut other) = (block_of(1), block_of(2));
+    encode_log(&mut block, 11, 12, &words);
+    let mut read = vec![0; WORDS];
+    assert_eq!(decode_log(&block, 11, 13, 7, &mut read), sectors);
+    assert_eq!(decode_log(&block, 10, 12, 7, &mut read), sectors);
+    assert!(read.iter().all(|w| *w == 7));
+    assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 0);
+    assert_eq!(read, words);
+
+    // Another sector of the same block, the same sector of another block or of an older file.
+    let whole = block.clone();
+    block.copy_within(512..1024, 0);
+    assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 1);
+    let others = [(10, 12), (11, 13), (11, 11)];
+    for (nonce, number) in others.into_iter().take(if cfg!(miri) { 1 } else { 3 }) {
+        block.copy_from_slice(&whole[..]);
+        encode_log(&mut other, nonce, number, &words);
+        block[..512].copy_from_slice(&other[..512]);
+        assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 1);
+        assert!(read[..122].iter().all(|w| *w == 7));
+        assert_eq!(read[122..], words[122..]);
+    }
+    // Not even a block of another kind, nor nothing at all.
+    seal(&mut block, Kind::Bitmap, 11, 12 * 8, 0);
+    assert!(decode_log(&block, 11, 12, 7, &mut read) >= 1);
+    assert_eq!(
+        decode_log(&block_of(0), 0, 0, u32::MAX, &mut read),
+        sectors,
+        "a block of zeros"
+    );
+    assert_eq!(check(&block_of(0), Kind::Root, 0, 0), None);
+}
+
+#[test]
+fn a_state_that_is_not_known_is_no_root() {
+    for raw in (0..10u32).chain([u32::MAX, 1 << 8, 1 << 31]) {
+        let mut block = block_of(0);
+        put(&mut block[..], ENVELOPE, &raw.to_le_bytes());
+        assert_eq!(
+            Root::decode(&block).is_some(),
+            (1..=5).contains(&raw),
+            "{raw}"
+        );
+    }
+}
+
+#[test]
+fn a_list_of_extents_has_room_for_as_many_as_it_says() {
+    assert_eq!(EXTENTS_PER_BLOCK, 169);
+    let extent = |i: u64| FileExtent {
+        file_block: i,
+        origin_block: !i,
+        len: i << 32,
+    };
+    let list: Vec<_> = (1..=EXTENTS_PER_BLOCK as u64 + 3).map(extent).collect();
+    let mut block = block_of(0xaa);
+    encode_extents(&mut block, &list);
+    seal(&mut block, Kind::Extents, 1, 2, 3);
+    assert_eq!(check(&block, Kind::Extents, 1, 2), Some(3));
+    for (i, e) in list.iter().take(EXTENTS_PER_BLOCK).enumerate() {
+        assert_eq!(decode_extent(&block, i), *e);
+    }
+    // What is behind the end, or not in the list, is empty.
+    assert_eq!(decode_extent(&block, EXTENTS_PER_BLOCK + 1), extent_none());
+    assert_eq!(decode_extent(&block, usize::MAX), extent_none());
+    encode_extents(&mut block, &list[..1]);
+    assert_eq!(decode_extent(&block, 1), extent_none());
+}
+
+fn extent_none() -> FileExtent {
+    FileExtent::default()
+}
+
+/// The parts of the layout do not overlap, and come in order: from 1 block to 64 TiB.
+fn parts_follow_each_other(bytes: u64) {
+    let geometry = Geometry {
+        origin_bytes: bytes,
+    };
+    let layout = geometry.private();
+    let mut parts = vec![
+        (0, geometry.first_data_position() + PRIVATE_GAP),
+        (layout.roots, 2),
+        (layout.log, layout.log_blocks),
+        (layout.lists, layout.list_blocks),
+        (layout.lists + layout.list_blocks, layout.list_blocks),
+        (layout.bitmap, 2 * layout.groups),
+    ];
+    let sorted = {
+        let mut sorted = parts.clone();
+        sorted.sort_unstable();
+        sorted
+    };
+    assert_eq!(parts, sorted);
+    parts.push((layout.end, 1));
+    for pair in parts.windows(2) {
+        assert!(pair[0].1 > 0, "an empty part for {bytes}");
+        assert!(pair[0].0 + pair[0].1 <= pair[1].0, "overlap for {bytes}");
+    }
+    assert_eq!(geometry.incremental_bytes(), layout.end * 4096);
+    assert_eq!(
+        geometry.min_file_bytes(),
+        geometry.incremental_bytes() + 4096
+    );
+}
+
+#[test]
+fn the_layout_from_one_block_to_64_tib() {
+    let log = GROUP_BLOCKS * LOG_BLOCK_GROUPS * 4096;
+    let around = [4096, GROUP_BLOCKS * 4096, log, 1 << 32, TIB, 64 * TIB];
+    for bytes in around.into_iter().flat_map(|b| {
+        [b.saturating_sub(4096), b - 512, b, b + 512, b + 4096]
+            .into_iter()
+            .filter(|b| *b > 0 && *b <= 64 * TIB)
+    }) {
+        parts_follow_each_other(bytes);
+    }
+    let private = |bytes| {
+        Geometry {
+            origin_bytes: bytes,
+        }
+        .private()
+    };
+    assert_eq!(private(4096).groups, 1);
+    assert_eq!(private(GROUP_BLOCKS * 4096).groups, 1);
+    assert_eq!(private(GROUP_BLOCKS * 4096 + 1).groups, 2);
+    assert_eq!(private(log).log_blocks, 1);
+    assert_eq!(private(log + 1).log_blocks, 2);
+}
+
+/// Two bitmaps of one bit a block are 64 MiB for each TiB; groups of 30 regions, not 32, the log and the
+/// lists add a tenth.
+#[test]
+fn what_incremental_mode_costs() {
+    for tib in [1, 2, 3, 7, 16, 64] {
+        let geometry = Geometry {
+            origin_bytes: tib * TIB,
+        };
+        let bytes = geometry.incremental_bytes() - geometry.data_offset();
+        assert!(bytes > (tib * 64) << 20, "{tib} TiB: {bytes}");
+        assert!(bytes < (tib * 71) << 20, "{tib} TiB: {bytes}");
+    }
 }
 
 #[test]
@@ -126,6 +334,26 @@ proptest! {
     #![proptest_config(crate::config(41))]
 
     #[test]
+    fn the_checksum_follows_its_definition(
+        bytes in proptest::collection::vec(any::<u8>(), 0..BYTES), cut in 0..BYTES,
+    ) {
+        let (a, b) = bytes.split_at(cut.min(bytes.len()));
+        prop_assert_eq!(crc32c(&[a, b]), naive_crc(&bytes));
+    }
+
+    #[test]
+    fn an_extension_comes_back_as_it_was(
+        rooted: bool, nonce: u64, origin_bytes: u64, roots: [u64; 2], at in 0usize..8, bit in 0u8..8,
+    ) {
+        let state = if rooted { EXT_STATE_ROOTED } else { EXT_STATE_VOLATILE };
+        let ext = Extension { state, nonce, origin_bytes, roots };
+        let mut bytes = ext.encode();
+        prop_assert_eq!(Extension::decode(&bytes), Some(ext));
+        bytes[at] ^= 1 << bit;
+        prop_assert_eq!(Extension::decode(&bytes), None);
+    }
+
+    #[test]
     fn a_sealed_block_is_believed_and_a_changed_one_is_not(
         kind in kinds(), nonce: u64, number: u64, generation: u64, fill: u8,
         byte in 0usize..4096, bit in 0u8..8,
@@ -157,7 +385,7 @@ proptest! {
 
     #[test]
     fn extents_come_back_as_they_were(
-        list in proptest::collection::vec(any::<(u64, u64, u64)>(), 0..EXTENTS_PER_BLOCK)
+        list in proptest::collection::vec(any::<(u64, u64, u64)>(), 0..=EXTENTS_PER_BLOCK)
     ) {
         let list: Vec<FileExtent> = list.into_iter()
             .map(|(file_block, origin_block, len)| FileExtent { file_block, origin_block, len })
@@ -172,10 +400,10 @@ proptest! {
     /// A torn write of a log block: each sector is the old one or the new one, and is read as that.
     #[test]
     fn a_torn_log_block_is_old_or_new_sector_by_sector(
-        old in proptest::collection::vec(any::<u32>(), 1..=WORDS),
-        flips in any::<u32>(), torn in any::<u8>(), bad in any::<u8>(), nonce: u64, number in 0u64..1000,
+        words in proptest::collection::vec(any::<(u32, u32)>(), 1..=WORDS),
+        torn in any::<u8>(), bad in any::<u8>(), nonce: u64, number in 0u64..1000,
     ) {
-        let new: Vec<u32> = old.iter().map(|w| w ^ flips).collect();
+        let (old, new): (Vec<u32>, Vec<u32>) = words.into_iter().unzip();
         let (mut a, mut b) = (block_of(1), block_of(2));
         encode_log(&mut a, nonce, number, &old);
         encode_log(&mut b, nonce, number, &new);
@@ -209,6 +437,7 @@ proptest! {
 
     #[test]
     fn the_layout_has_no_overlaps(bytes in prop_oneof![1u64..1 << 30, 1u64..1 << 46]) {
+        parts_follow_each_other(bytes);
         let geometry = Geometry { origin_bytes: bytes };
         let layout = geometry.private();
         prop_assert_eq!(layout.roots, geometry.first_data_position() + PRIVATE_GAP);
