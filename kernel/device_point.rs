@@ -318,7 +318,7 @@ impl Device {
         }
         .private();
         let mut words = KVVec::new();
-        words.resize(layout.groups as usize, 0, GFP_KERNEL)?;
+        words.resize(layout.groups as usize, Default::default(), GFP_KERNEL)?;
         let root = Root {
             state: match predecessor {
                 Some(_) => RootState::Prepared,

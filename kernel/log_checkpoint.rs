@@ -3,12 +3,12 @@
 //!
 //! Order, which is all that matters: close the regions; wait for every writer that may have found
 //! them open to finish its look, so that its blocks are in the map; write the groups' bitmap blocks,
-//! to the copies that do not count; flush; write the log, which makes these copies count and takes
-//! the marks back in one sector. A crash anywhere leaves either the marks or the bits.
+//! to free slots; flush; write the log, which makes these slots count and takes the marks back in one
+//! sector; free the slots that counted before. A crash anywhere leaves either the marks or the bits.
 
 use crate::abi::cow::{PrivateLayout, GROUP_BLOCKS};
 use crate::logic::{
-    private_format::{put, seal, Block, Kind, RootState, ENVELOPE},
+    private_format::{encode_bitmap, seal, Block, GroupWord, Kind, RootState},
     regions::GROUP_MASK,
 };
 use crate::region_log::{place, Log, OnDisk};
@@ -19,29 +19,9 @@ use kernel::prelude::*;
 /// Groups that are closed at once: bounds how long a writer may wait for a checkpoint.
 const ROUND: usize = 64;
 
-/// The bits of a word of the log that say which copy of the bitmap block counts.
-const COPY_SHIFT: u32 = 30;
-
-/// Which copy of a group's bitmap block counts: 0 none, 1 or 2.
-pub(crate) const fn copy_of(word: u32) -> u32 {
-    word >> COPY_SHIFT
-}
-
-/// The word that makes a group's other copy count, with these marks.
-const fn next_copy(word: u32) -> u32 {
-    match copy_of(word) {
-        1 => 2,
-        _ => 1,
-    }
-}
-
-/// Where copy 1 or 2 of a group's bitmap block lies: number in the file.
-pub(crate) fn bitmap_number(layout: &PrivateLayout, group: usize, copy: u32) -> u64 {
-    let behind = if copy == 2 { 1 } else { 0 };
-    layout
-        .bitmap
-        .saturating_add((group as u64).saturating_mul(2))
-        .saturating_add(behind)
+/// Where a slot for bitmap blocks lies: number in the file.
+pub(crate) fn slot_number(layout: &PrivateLayout, slot: u32) -> u64 {
+    layout.slots.saturating_add(u64::from(slot))
 }
 
 impl OnDisk {
@@ -50,18 +30,39 @@ impl OnDisk {
     pub(crate) fn write_bitmaps(
         &mut self,
         log: &Log,
-        groups: &[usize],
+        mut groups: &[usize],
         marks: impl Fn(usize, u32) -> u32,
     ) -> Result {
         // Nothing is allocated here: memory may be waiting for a write to a region that is closed.
-        let (words, nonce, generation) = (&self.words, self.nonce, self.generation);
+        while !groups.is_empty() {
+            let written = self.write_some_bitmaps(log, groups, &marks)?;
+            groups = groups.get(written..).unwrap_or(&[]);
+        }
+        Ok(())
+    }
+
+    /// As [`OnDisk::write_bitmaps`], for as many groups as there are free slots. How many: at least one.
+    fn write_some_bitmaps(
+        &mut self,
+        log: &Log,
+        groups: &[usize],
+        marks: impl Fn(usize, u32) -> u32,
+    ) -> Result<usize> {
+        let (nonce, generation) = (self.nonce, self.generation);
         let (root, layout, bits) = (&self.root, &self.layout, &mut self.bits);
+        let (slots, taken) = (&mut self.slots, &mut self.taken);
+        taken.clear();
         let mut left = groups.iter();
         let mut lost = None;
         self.io.write(Durability::Later, |block: &mut Block| {
+            if taken.len() == taken.capacity() {
+                return None;
+            }
             let &group = left.next()?;
-            let word = words.get(group).copied().unwrap_or(0);
-            let number = bitmap_number(layout, group, next_copy(word));
+            let slot = slots.take()?;
+            // There is room, see above.
+            let _ = taken.push_within_capacity(slot);
+            let number = slot_number(layout, slot);
             let at = match place(root, layout, number) {
                 Ok(at) => at,
                 Err(e) => {
@@ -69,13 +70,8 @@ impl OnDisk {
                     return None;
                 }
             };
-            block.fill(0);
-            let first = (group as u64).saturating_mul(GROUP_BLOCKS);
-            log.changes.copy_words(first, bits);
-            for (i, word) in bits.iter().enumerate() {
-                let at = ENVELOPE.saturating_add(i.saturating_mul(8));
-                put(block, at, &word.to_le_bytes());
-            }
+            log.changes.copy_words((group as u64).saturating_mul(GROUP_BLOCKS), bits);
+            encode_bitmap(block, group as u64, bits);
             seal(block, Kind::Bitmap, nonce, number, generation);
             Some(at)
         })?;
@@ -83,13 +79,29 @@ impl OnDisk {
             return Err(e);
         }
         self.io.flush()?;
-        for &group in groups {
-            if let Some(word) = self.word_mut(group) {
-                let copy = next_copy(*word) << COPY_SHIFT;
-                *word = copy | (marks(group, *word & GROUP_MASK) & GROUP_MASK);
+        // From here on `taken` holds the slots that are to be freed.
+        for i in 0..self.taken.len() {
+            let (Some(&group), Some(&slot)) = (groups.get(i), self.taken.get(i)) else { break };
+            let Some(word) = self.word_mut(group) else { continue };
+            let old = word.slot;
+            *word = GroupWord {
+                marks: marks(group, word.marks & GROUP_MASK) & GROUP_MASK,
+                slot: slot.saturating_add(1),
+            };
+            if let Some(freed) = self.taken.get_mut(i) {
+                // One that never existed stays that: `give` knows no such slot.
+                *freed = old.wrapping_sub(1);
             }
         }
-        self.write_log()
+        self.write_log()?;
+        for &slot in &self.taken {
+            self.slots.give(slot);
+        }
+        match self.taken.len() {
+            // There is always a free slot: see `SPARE_SLOTS`.
+            0 => Err(EIO),
+            n => Ok(n),
+        }
     }
 }
 
@@ -107,7 +119,7 @@ impl Log {
         let mut quiet = KVec::new();
         let mut marked = false;
         for group in 0..disk.words.len() {
-            let marks = disk.words.get(group).map_or(0, |w| w & GROUP_MASK);
+            let marks = disk.words.get(group).map_or(0, |w| w.marks & GROUP_MASK);
             if marks == 0 {
                 continue;
             }
@@ -138,7 +150,7 @@ impl Log {
         }
         let mut groups = KVVec::new();
         for (group, word) in disk.words.iter().enumerate() {
-            if word & GROUP_MASK != 0 {
+            if word.marks & GROUP_MASK != 0 {
                 groups.push(group, GFP_KERNEL)?;
             }
         }

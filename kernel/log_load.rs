@@ -7,14 +7,14 @@
 
 use crate::abi::cow::{Geometry, GROUP_BLOCKS, LOG_BLOCK_GROUPS};
 use crate::faults::{self, Fault};
-use crate::log_checkpoint::{bitmap_number, copy_of};
+use crate::log_checkpoint::slot_number;
 use crate::log_seal::MAP_WORDS;
 use crate::logic::{
     change_map::ChangeMap,
     extents::{merge_push, validate_from, FileExtent},
     private_format::{
-        check, decode_extent, decode_log, get_u64, Kind, Root, RootState, ENVELOPE,
-        EXTENTS_PER_BLOCK,
+        check, decode_bitmap, decode_extent, decode_log, get_u64, GroupWord, Kind, Root, RootState,
+        ENVELOPE, EXTENTS_PER_BLOCK,
     },
     regions::GROUP_MASK,
     space::Segment,
@@ -27,7 +27,7 @@ use kernel::prelude::*;
 pub(crate) struct Loaded {
     pub(crate) root: KBox<Root>,
     pub(crate) generation: u64,
-    pub(crate) words: KVVec<u32>,
+    pub(crate) words: KVVec<GroupWord>,
     /// What changed: the bitmap and the marked regions.
     pub(crate) changes: ChangeMap,
     /// Blocks that only the marks have added.
@@ -103,21 +103,21 @@ impl Loaded {
             return Err((EINVAL, "its private blocks lie behind the end of the device"));
         }
 
-        let mut words: KVVec<u32> = KVVec::new();
+        let mut words: KVVec<GroupWord> = KVVec::new();
         words
-            .resize(layout.groups as usize, 0, GFP_KERNEL)
+            .resize(layout.groups as usize, GroupWord::default(), GFP_KERNEL)
             .map_err(|_| (ENOMEM, "there is no memory"))?;
         for (i, chunk) in (0u64..).zip(words.chunks_mut(LOG_BLOCK_GROUPS as usize)) {
             let number = layout.log.saturating_add(i);
             let block = place(&root, &layout, number)
                 .and_then(|at| io.read(at))
                 .map_err(why("its region log cannot be read"))?;
-            let bad = decode_log(block, nonce, number, u32::MAX, chunk);
+            let bad = decode_log(block, nonce, number, chunk);
             if bad != 0 {
                 pr_warn!("{} sectors of the region log are bad: their regions count as changed\n", bad);
             }
         }
-        let marked = words.iter().any(|w| w & GROUP_MASK != 0);
+        let marked = words.iter().any(|w| w.marks & GROUP_MASK != 0);
         let mut root = root;
         if root.state == RootState::Sealed && marked && !faults::active(Fault::NoUnseal) {
             // A newer root has been lost: the log knows better.
@@ -155,27 +155,23 @@ fn read_bitmap(
     root: &Root,
     nonce: u64,
     layout: &crate::abi::cow::PrivateLayout,
-    words: &[u32],
+    words: &[GroupWord],
     changes: &ChangeMap,
 ) -> Result {
     for (group, word) in words.iter().enumerate() {
-        let copy = copy_of(*word);
-        if copy == 0 {
+        let Some(slot) = word.slot.checked_sub(1) else {
             continue;
-        }
-        let first = (group as u64).saturating_mul(GROUP_BLOCKS);
-        let number = bitmap_number(layout, group, copy);
-        // Copy 3 is what a bad sector of the log says: no block can be right.
-        let block = match copy {
-            1 | 2 => Some(io.read(place(root, layout, number)?)?),
-            _ => None,
         };
-        match block.filter(|b| check(b, Kind::Bitmap, nonce, number).is_some()) {
-            Some(block) => {
-                let bits = block.get(ENVELOPE..).unwrap_or(&[]);
-                let n = (GROUP_BLOCKS / 64) as usize;
-                changes.mark_words(first, bits.chunks_exact(8).take(n).map(|w| get_u64(w, 0)));
-            }
+        let first = (group as u64).saturating_mul(GROUP_BLOCKS);
+        let number = slot_number(layout, slot);
+        // A bad sector of the log names a slot that there is not: no block can be right.
+        let block = match u64::from(slot) < layout.slot_count {
+            true => Some(io.read(place(root, layout, number)?)?),
+            false => None,
+        };
+        let good = block.filter(|b| check(b, Kind::Bitmap, nonce, number).is_some());
+        match good.and_then(|b| decode_bitmap(b, group as u64)) {
+            Some(bits) => changes.mark_words(first, bits),
             None => {
                 pr_warn!("bitmap block {} is bad: its {} blocks count as changed\n", group, GROUP_BLOCKS);
                 changes.mark(first, GROUP_BLOCKS);
@@ -186,10 +182,10 @@ fn read_bitmap(
 }
 
 /// Marks all blocks of the marked regions.
-fn mark_regions(changes: &ChangeMap, words: &[u32]) {
+fn mark_regions(changes: &ChangeMap, words: &[GroupWord]) {
     use crate::abi::cow::{GROUP_REGIONS, REGION_BLOCKS};
     for (group, word) in (0u64..).zip(words) {
-        for region in (0..GROUP_REGIONS).filter(|r| word.wrapping_shr(*r as u32) & 1 != 0) {
+        for region in (0..GROUP_REGIONS).filter(|r| word.marks.wrapping_shr(*r as u32) & 1 != 0) {
             let start = group
                 .saturating_mul(GROUP_BLOCKS)
                 .saturating_add(region.saturating_mul(REGION_BLOCKS));

@@ -62,7 +62,7 @@ impl Log {
     ) -> Result {
         let mut groups = KVVec::new();
         for (group, word) in disk.words.iter().enumerate() {
-            let marks = word & GROUP_MASK;
+            let marks = word.marks & GROUP_MASK;
             if marks != 0 {
                 self.regions.close(group, marks);
                 groups.push(group, GFP_KERNEL)?;

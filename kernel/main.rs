@@ -43,6 +43,8 @@ mod logic {
     pub mod regions;
     #[path = "src/sizes.rs"]
     pub mod sizes;
+    #[path = "src/slot_pool.rs"]
+    pub mod slot_pool;
     #[path = "src/space.rs"]
     pub mod space;
     #[path = "src/state.rs"]

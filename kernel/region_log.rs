@@ -30,10 +30,11 @@ use crate::logic::{
     decide,
     extents::{locate, FileExtent},
     private_format::{
-        encode_extents, encode_log, seal, Identity, Kind, Root, RootState, EXTENTS_PER_BLOCK,
-        ROOT_EXTENTS,
+        encode_extents, encode_log, seal, GroupWord, Identity, Kind, Root, RootState,
+        EXTENTS_PER_BLOCK, ROOT_EXTENTS,
     },
     regions::{Groups, Regions},
+    slot_pool::SlotPool,
 };
 use crate::origin::Origin;
 use crate::params;
@@ -67,10 +68,14 @@ pub(crate) struct OnDisk {
     pub(crate) root: KBox<Root>,
     /// Of the root written last.
     pub(crate) generation: u64,
-    /// One for each group: the marks of its regions, and which copy of its bitmap block counts.
-    pub(crate) words: KVVec<u32>,
+    /// One for each group: the marks of its regions, and the slot of its bitmap block.
+    pub(crate) words: KVVec<GroupWord>,
+    /// The slots that no word on disk names.
+    pub(crate) slots: SlotPool,
     /// Blocks of the log that differ from `words`.
     dirty: KVVec<bool>,
+    /// Room for the slots of one round of a checkpoint.
+    pub(crate) taken: KVVec<u32>,
     /// Room for the bits of a group.
     pub(crate) bits: KVVec<u64>,
     pub(crate) layout: PrivateLayout,
@@ -151,8 +156,8 @@ pub(crate) struct LogSetup<'a> {
     pub(crate) root: KBox<Root>,
     /// Of `root`, when it was read from disk; else 0.
     pub(crate) generation: u64,
-    /// As read from disk; else all 0.
-    pub(crate) words: KVVec<u32>,
+    /// As read from disk; else all empty.
+    pub(crate) words: KVVec<GroupWord>,
 }
 
 /// The extents of a file's private blocks, for its root. EFBIG: too many.
@@ -243,7 +248,7 @@ impl OnDisk {
     }
 
     /// The word of a group, to be changed.
-    pub(crate) fn word_mut(&mut self, group: usize) -> Option<&mut u32> {
+    pub(crate) fn word_mut(&mut self, group: usize) -> Option<&mut GroupWord> {
         if let Some(dirty) = self.dirty.get_mut(group / LOG_BLOCK_GROUPS as usize) {
             *dirty = true;
         }
@@ -335,9 +340,9 @@ impl OnDisk {
         bios.for_each(|bio| {
             let (start, len) = blocks(bio);
             for (group, mask) in Groups::of(start, len) {
-                if self.words.get(group).is_some_and(|w| w & mask != mask) {
+                if self.words.get(group).is_some_and(|w| w.marks & mask != mask) {
                     if let Some(word) = self.word_mut(group) {
-                        *word |= mask;
+                        word.marks |= mask;
                         new = true;
                     }
                 }
@@ -390,7 +395,19 @@ impl Log {
         dirty.resize(layout.log_blocks as usize, false, GFP_KERNEL)?;
         let mut bits = KVVec::new();
         bits.resize(GROUP_WORDS, 0, GFP_KERNEL)?;
+        let mut slots = SlotPool::new(layout.slot_count)?;
+        for word in &setup.words {
+            // Slot 0 means none. One that does not exist, or is named twice, holds no block that a
+            // reload would believe; its group counts as changed.
+            if let Some(slot) = word.slot.checked_sub(1) {
+                slots.occupy(slot);
+            }
+        }
+        let spare = layout.slot_count.saturating_sub(layout.groups);
+        let taken = KVVec::with_capacity(spare as usize, GFP_KERNEL)?;
         let disk = OnDisk {
+            slots,
+            taken,
             bits,
             io,
             root: setup.root,
@@ -586,7 +603,7 @@ impl Log {
         for (start, len) in extents {
             for (group, mask) in Groups::of(start, len) {
                 if let Some(word) = disk.word_mut(group) {
-                    *word |= mask;
+                    word.marks |= mask;
                 }
             }
         }

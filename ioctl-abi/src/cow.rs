@@ -133,7 +133,7 @@ impl Header {
 /// Where this project's private extension starts in the header block.
 pub const EXT_OFFSET: usize = 64;
 /// First field of the extension.
-pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x01";
+pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x02";
 /// Extension state: nothing that a reload could build on lies on disk. A file in this state that is
 /// not sealed has lost its chain.
 pub const EXT_STATE_VOLATILE: u32 = 0;
@@ -193,16 +193,22 @@ pub const REGION_BLOCKS: u64 = 1024;
 pub const GROUP_REGIONS: u64 = 30;
 /// Blocks of the origin in a group.
 pub const GROUP_BLOCKS: u64 = GROUP_REGIONS * REGION_BLOCKS;
-/// Groups in a sector of the region log.
-pub const SECTOR_GROUPS: u64 = 122;
+/// Groups in a sector of the region log: eight bytes each, behind an envelope of 24.
+pub const SECTOR_GROUPS: u64 = 61;
 /// Groups in a block of the region log.
 pub const LOG_BLOCK_GROUPS: u64 = SECTOR_GROUPS * SECTORS_PER_BLOCK;
 /// Blocks between what is written through the filesystem and what is written raw: `ext4` may zero as
 /// much (`s_extent_max_zeroout_kb`, 32 KiB) around what it writes.
 pub const PRIVATE_GAP: u64 = 8;
 
+/// Slots for bitmap blocks that are free when every group has one: at least this many, and one for each
+/// [`SPARE_SHARE`] groups. They bound how many groups a checkpoint writes between two flushes.
+pub const SPARE_SLOTS: u64 = 4;
+/// See [`SPARE_SLOTS`].
+pub const SPARE_SHARE: u64 = 16;
+
 /// Where the private structures lie, in blocks of the file: behind the index and a gap, two roots, the
-/// region log, two lists of extents, two copies of each bitmap block.
+/// region log, two lists of extents, slots for bitmap blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrivateLayout {
     /// The first of the two roots.
@@ -215,8 +221,10 @@ pub struct PrivateLayout {
     pub lists: u64,
     /// Blocks of one list.
     pub list_blocks: u64,
-    /// First block of the bitmap: copies 1 and 2 of group 0, of group 1, and so on.
-    pub bitmap: u64,
+    /// First slot for a bitmap block.
+    pub slots: u64,
+    /// Number of slots: more than there are groups.
+    pub slot_count: u64,
     /// Groups of the origin.
     pub groups: u64,
     /// The first block that can hold a copy of old data.
@@ -266,16 +274,18 @@ impl Geometry {
         let lists = log + log_blocks;
         // 169 extents a block: some for every file, more for large ones.
         let list_blocks = 4 + (blocks >> 20);
-        let bitmap = lists + 2 * list_blocks;
+        let slots = lists + 2 * list_blocks;
+        let slot_count = groups + SPARE_SLOTS + groups / SPARE_SHARE;
         PrivateLayout {
             roots,
             log,
             log_blocks,
             lists,
             list_blocks,
-            bitmap,
+            slots,
+            slot_count,
             groups,
-            end: bitmap + 2 * groups,
+            end: slots + slot_count,
         }
     }
 

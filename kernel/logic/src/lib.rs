@@ -42,6 +42,7 @@ pub mod private_format;
 pub mod read_plan;
 pub mod regions;
 pub mod sizes;
+pub mod slot_pool;
 pub mod space;
 pub mod state;
 pub mod status_json;

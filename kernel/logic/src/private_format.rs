@@ -9,7 +9,7 @@
 //!
 //! No allocation; any context.
 
-use super::abi::cow::{BLOCK_SIZE, SECTOR_GROUPS};
+use super::abi::cow::{BLOCK_SIZE, GROUP_BLOCKS, SECTOR_GROUPS};
 use super::crc32c::crc32c;
 use super::extents::FileExtent;
 
@@ -21,6 +21,8 @@ pub const ENVELOPE: usize = 32;
 /// Bytes of a log sector's envelope.
 const SECTOR_ENVELOPE: usize = 24;
 const SECTOR: usize = 512;
+/// Bytes of a group in a log sector.
+const WORD: usize = 8;
 
 /// What a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +97,26 @@ pub fn check(block: &Block, kind: Kind, nonce: u64, number: u64) -> Option<u64> 
     good.then(|| get_u64(block, 24))
 }
 
+/// What the region log says of one group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupWord {
+    /// One bit for each region, from bit 0 on: its blocks may have changed since the bitmap block was
+    /// written.
+    pub marks: u32,
+    /// 0: no block of the group changed; else one more than the slot that holds its bitmap block.
+    pub slot: u32,
+}
+
+impl GroupWord {
+    /// Nothing is known: all may have changed. There is no such slot.
+    pub const UNKNOWN: Self = Self {
+        marks: u32::MAX,
+        slot: u32::MAX,
+    };
+}
+
 /// Writes a block of the region log: `words` of its groups, fewer in the last one.
-pub fn encode_log(block: &mut Block, nonce: u64, number: u64, words: &[u32]) {
+pub fn encode_log(block: &mut Block, nonce: u64, number: u64, words: &[GroupWord]) {
     let per_sector = SECTOR_GROUPS as usize;
     let mut chunks = words.chunks(per_sector);
     for (i, sector) in (0u64..).zip(block.chunks_mut(SECTOR)) {
@@ -106,17 +126,18 @@ pub fn encode_log(block: &mut Block, nonce: u64, number: u64, words: &[u32]) {
         let number = number.saturating_mul(8).saturating_add(i);
         put(sector, 16, &number.to_le_bytes());
         for (k, word) in chunks.next().unwrap_or(&[]).iter().enumerate() {
-            let at = SECTOR_ENVELOPE.saturating_add(k.saturating_mul(4));
-            put(sector, at, &word.to_le_bytes());
+            let at = SECTOR_ENVELOPE.saturating_add(k.saturating_mul(WORD));
+            put(sector, at, &word.marks.to_le_bytes());
+            put(sector, at.saturating_add(4), &word.slot.to_le_bytes());
         }
         let crc = crc32c(&[sector]);
         put(sector, 4, &crc.to_le_bytes());
     }
 }
 
-/// Reads a block of the region log. The words of a sector that cannot be trusted become `bad`.
-/// Returns how many sectors that were.
-pub fn decode_log(block: &Block, nonce: u64, number: u64, bad: u32, words: &mut [u32]) -> u32 {
+/// Reads a block of the region log. The words of a sector that cannot be trusted become
+/// [`GroupWord::UNKNOWN`]. Returns how many sectors that were.
+pub fn decode_log(block: &Block, nonce: u64, number: u64, words: &mut [GroupWord]) -> u32 {
     let mut untrusted = 0u32;
     let chunks = words.chunks_mut(SECTOR_GROUPS as usize);
     for ((i, sector), words) in (0u64..).zip(block.chunks(SECTOR)).zip(chunks) {
@@ -134,11 +155,38 @@ pub fn decode_log(block: &Block, nonce: u64, number: u64, bad: u32, words: &mut 
             untrusted = untrusted.saturating_add(1);
         }
         for (k, word) in words.iter_mut().enumerate() {
-            let at = SECTOR_ENVELOPE.saturating_add(k.saturating_mul(4));
-            *word = if good { get_u32(sector, at) } else { bad };
+            let at = SECTOR_ENVELOPE.saturating_add(k.saturating_mul(WORD));
+            *word = if good {
+                GroupWord {
+                    marks: get_u32(sector, at),
+                    slot: get_u32(sector, at.saturating_add(4)),
+                }
+            } else {
+                GroupWord::UNKNOWN
+            };
         }
     }
     untrusted
+}
+
+/// Bytes of a group's bits.
+const GROUP_BITS: usize = GROUP_BLOCKS as usize / 8;
+
+/// Fills in the bitmap block of a group: its bits, then whose they are.
+pub fn encode_bitmap(block: &mut Block, group: u64, bits: &[u64]) {
+    block.fill(0);
+    for (i, word) in bits.iter().take(GROUP_BITS / 8).enumerate() {
+        let at = ENVELOPE.saturating_add(i.saturating_mul(8));
+        put(block, at, &word.to_le_bytes());
+    }
+    put(block, ENVELOPE.saturating_add(GROUP_BITS), &group.to_le_bytes());
+}
+
+/// The words of a group's bitmap block, if it is that group's.
+pub fn decode_bitmap(block: &Block, group: u64) -> Option<impl Iterator<Item = u64> + '_> {
+    let (bits, rest) = block.get(ENVELOPE..)?.split_at_checked(GROUP_BITS)?;
+    let own = get_u64(rest, 0) == group;
+    own.then(|| bits.chunks_exact(8).map(|word| get_u64(word, 0)))
 }
 
 /// Bytes of an extent in a list.
@@ -426,5 +474,6 @@ impl Root {
 const _: () = {
     // Fixed fields stay below 400 bytes; the lists follow.
     assert!(ENVELOPE + 400 + 16 * (ROOT_PIECES + ROOT_EXTENTS) <= BLOCK_SIZE as usize);
-    assert!(SECTOR_ENVELOPE + 4 * SECTOR_GROUPS as usize == SECTOR);
+    assert!(SECTOR_ENVELOPE + WORD * SECTOR_GROUPS as usize == SECTOR);
+    assert!(ENVELOPE + GROUP_BITS + 8 <= BLOCK_SIZE as usize);
 };

@@ -13,6 +13,7 @@ mod private;
 mod read_plan;
 mod regions;
 mod sizes;
+mod slot_pool;
 mod space;
 mod state;
 mod status_json;

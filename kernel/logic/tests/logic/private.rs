@@ -19,6 +19,14 @@ const WORDS: usize = if cfg!(miri) {
     LOG_BLOCK_GROUPS as usize
 };
 
+/// What the log may say of a group.
+fn word(n: u32) -> GroupWord {
+    GroupWord {
+        marks: n.wrapping_mul(0x9e37_79b9),
+        slot: n,
+    }
+}
+
 fn block_of(fill: u8) -> Box<Block> {
     Box::new([fill; 4096])
 }
@@ -72,17 +80,17 @@ fn no_flipped_bit_is_believed() {
 
 #[test]
 fn no_flipped_bit_of_the_log_is_believed() {
-    let words: Vec<u32> = (100..100 + WORDS as u32).collect();
+    let words: Vec<_> = (100..100 + WORDS as u32).map(word).collect();
     let mut block = block_of(0);
     encode_log(&mut block, 11, 12, &words);
     let step = if cfg!(miri) { 911 } else { 1 };
-    for byte in (0..WORDS.div_ceil(122) * 512).step_by(step) {
+    for byte in (0..WORDS.div_ceil(61) * 512).step_by(step) {
         block[byte] ^= 1 << (byte % 8);
-        let mut read = vec![0; WORDS];
-        assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 1, "byte {byte}");
+        let mut read = vec![GroupWord::default(); WORDS];
+        assert_eq!(decode_log(&block, 11, 12, &mut read), 1, "byte {byte}");
         for (i, word) in read.iter().enumerate() {
-            let good = i / 122 != byte / 512;
-            assert_eq!(*word, if good { words[i] } else { 7 }, "byte {byte}");
+            let good = i / 61 != byte / 512;
+            assert_eq!(*word, if good { words[i] } else { GroupWord::UNKNOWN }, "byte {byte}");
         }
         block[byte] ^= 1 << (byte % 8);
     }
@@ -90,35 +98,35 @@ fn no_flipped_bit_of_the_log_is_believed() {
 
 #[test]
 fn a_log_sector_counts_at_its_own_place_only() {
-    let words: Vec<u32> = (1..=WORDS as u32).collect();
-    let sectors = WORDS.div_ceil(122) as u32;
+    let words: Vec<_> = (1..=WORDS as u32).map(word).collect();
+    let sectors = WORDS.div_ceil(61) as u32;
     let (mut block, mut other) = (block_of(1), block_of(2));
     encode_log(&mut block, 11, 12, &words);
-    let mut read = vec![0; WORDS];
-    assert_eq!(decode_log(&block, 11, 13, 7, &mut read), sectors);
-    assert_eq!(decode_log(&block, 10, 12, 7, &mut read), sectors);
-    assert!(read.iter().all(|w| *w == 7));
-    assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 0);
+    let mut read = vec![GroupWord::default(); WORDS];
+    assert_eq!(decode_log(&block, 11, 13, &mut read), sectors);
+    assert_eq!(decode_log(&block, 10, 12, &mut read), sectors);
+    assert!(read.iter().all(|w| *w == GroupWord::UNKNOWN));
+    assert_eq!(decode_log(&block, 11, 12, &mut read), 0);
     assert_eq!(read, words);
 
     // Another sector of the same block, the same sector of another block or of an older file.
     let whole = block.clone();
     block.copy_within(512..1024, 0);
-    assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 1);
+    assert_eq!(decode_log(&block, 11, 12, &mut read), 1);
     let others = [(10, 12), (11, 13), (11, 11)];
     for (nonce, number) in others.into_iter().take(if cfg!(miri) { 1 } else { 3 }) {
         block.copy_from_slice(&whole[..]);
         encode_log(&mut other, nonce, number, &words);
         block[..512].copy_from_slice(&other[..512]);
-        assert_eq!(decode_log(&block, 11, 12, 7, &mut read), 1);
-        assert!(read[..122].iter().all(|w| *w == 7));
-        assert_eq!(read[122..], words[122..]);
+        assert_eq!(decode_log(&block, 11, 12, &mut read), 1);
+        assert!(read[..61].iter().all(|w| *w == GroupWord::UNKNOWN));
+        assert_eq!(read[61..], words[61..]);
     }
     // Not even a block of another kind, nor nothing at all.
     seal(&mut block, Kind::Bitmap, 11, 12 * 8, 0);
-    assert!(decode_log(&block, 11, 12, 7, &mut read) >= 1);
+    assert!(decode_log(&block, 11, 12, &mut read) >= 1);
     assert_eq!(
-        decode_log(&block_of(0), 0, 0, u32::MAX, &mut read),
+        decode_log(&block_of(0), 0, 0, &mut read),
         sectors,
         "a block of zeros"
     );
@@ -177,7 +185,7 @@ fn parts_follow_each_other(bytes: u64) {
         (layout.log, layout.log_blocks),
         (layout.lists, layout.list_blocks),
         (layout.lists + layout.list_blocks, layout.list_blocks),
-        (layout.bitmap, 2 * layout.groups),
+        (layout.slots, layout.slot_count),
     ];
     let sorted = {
         let mut sorted = parts.clone();
@@ -221,8 +229,8 @@ fn the_layout_from_one_block_to_64_tib() {
     assert_eq!(private(log + 1).log_blocks, 2);
 }
 
-/// Two bitmaps of one bit a block are 64 MiB for each TiB; groups of 30 regions, not 32, the log and the
-/// lists add a tenth.
+/// COMPAT.md section 5: at most 64 MiB for each TiB. One bit a block is 32 MiB; the spare slots, groups of 30
+/// regions, not 32, the log and the lists add a fifth.
 #[test]
 fn what_incremental_mode_costs() {
     for tib in [1, 2, 3, 7, 16, 64] {
@@ -230,9 +238,27 @@ fn what_incremental_mode_costs() {
             origin_bytes: tib * TIB,
         };
         let bytes = geometry.incremental_bytes() - geometry.data_offset();
-        assert!(bytes > (tib * 64) << 20, "{tib} TiB: {bytes}");
-        assert!(bytes < (tib * 71) << 20, "{tib} TiB: {bytes}");
+        assert!(bytes > (tib * 32) << 20, "{tib} TiB: {bytes}");
+        assert!(bytes < (tib * 39) << 20, "{tib} TiB: {bytes}");
     }
+    // Small devices: what does not depend on the size is 96 KiB.
+    let small = Geometry { origin_bytes: 4096 };
+    assert_eq!(small.incremental_bytes() - small.data_offset(), 24 * 4096);
+}
+
+#[test]
+fn a_bitmap_block_is_believed_for_its_own_group_only() {
+    let bits: Vec<u64> = (0..GROUP_BLOCKS / 64).map(|i| !(i << 7)).collect();
+    let mut block = block_of(0xaa);
+    encode_bitmap(&mut block, 77, &bits);
+    seal(&mut block, Kind::Bitmap, 1, 2, 3);
+    assert_eq!(check(&block, Kind::Bitmap, 1, 2), Some(3));
+    let read: Option<Vec<u64>> = decode_bitmap(&block, 77).map(Iterator::collect);
+    assert_eq!(read, Some(bits.clone()));
+    assert!(decode_bitmap(&block, 78).is_none());
+    // More words than a group has cannot reach what says whose they are.
+    encode_bitmap(&mut block, 5, &[vec![u64::MAX; 64], bits].concat());
+    assert!(decode_bitmap(&block, 5).is_some());
 }
 
 #[test]
@@ -400,10 +426,11 @@ proptest! {
     /// A torn write of a log block: each sector is the old one or the new one, and is read as that.
     #[test]
     fn a_torn_log_block_is_old_or_new_sector_by_sector(
-        words in proptest::collection::vec(any::<(u32, u32)>(), 1..=WORDS),
+        words in proptest::collection::vec(any::<([u32; 2], [u32; 2])>(), 1..=WORDS),
         torn in any::<u8>(), bad in any::<u8>(), nonce: u64, number in 0u64..1000,
     ) {
-        let (old, new): (Vec<u32>, Vec<u32>) = words.into_iter().unzip();
+        let of = |[marks, slot]: [u32; 2]| GroupWord { marks, slot };
+        let (old, new): (Vec<_>, Vec<_>) = words.into_iter().map(|(a, b)| (of(a), of(b))).unzip();
         let (mut a, mut b) = (block_of(1), block_of(2));
         encode_log(&mut a, nonce, number, &old);
         encode_log(&mut b, nonce, number, &new);
@@ -416,14 +443,14 @@ proptest! {
                 a[sector * 512 + 100] ^= 0x10;
             }
         }
-        let mut read = vec![7; old.len()];
-        let untrusted = decode_log(&a, nonce, number, u32::MAX, &mut read);
-        let sectors = old.len().div_ceil(122);
+        let mut read = vec![GroupWord::default(); old.len()];
+        let untrusted = decode_log(&a, nonce, number, &mut read);
+        let sectors = old.len().div_ceil(61);
         prop_assert_eq!(untrusted, (0..sectors).filter(|s| (bad >> s) & 1 != 0).count() as u32);
         for (i, word) in read.iter().enumerate() {
-            let sector = i / 122;
+            let sector = i / 61;
             let expected = if (bad >> sector) & 1 != 0 {
-                u32::MAX
+                GroupWord::UNKNOWN
             } else if (torn >> sector) & 1 != 0 {
                 new[i]
             } else {
@@ -432,7 +459,7 @@ proptest! {
             prop_assert_eq!(*word, expected, "word {}", i);
         }
         // Nobody else's.
-        prop_assert_eq!(decode_log(&a, nonce ^ 1, number, 0, &mut read), sectors as u32);
+        prop_assert_eq!(decode_log(&a, nonce ^ 1, number, &mut read), sectors as u32);
     }
 
     #[test]
@@ -443,13 +470,16 @@ proptest! {
         prop_assert_eq!(layout.roots, geometry.first_data_position() + PRIVATE_GAP);
         prop_assert_eq!(layout.log, layout.roots + 2);
         prop_assert_eq!(layout.lists, layout.log + layout.log_blocks);
-        prop_assert_eq!(layout.bitmap, layout.lists + 2 * layout.list_blocks);
-        prop_assert_eq!(layout.end, layout.bitmap + 2 * layout.groups);
+        prop_assert_eq!(layout.slots, layout.lists + 2 * layout.list_blocks);
+        prop_assert_eq!(layout.end, layout.slots + layout.slot_count);
+        prop_assert!(layout.slot_count > layout.groups, "one is always free");
         prop_assert!(layout.groups * GROUP_BLOCKS >= geometry.blocks());
         prop_assert!(layout.log_blocks * LOG_BLOCK_GROUPS >= layout.groups);
         prop_assert!(geometry.min_file_bytes() > geometry.incremental_bytes());
-        // COMPAT.md section 5: at most 64 MiB for each TiB. (72 MiB with room for what is rounded up.)
+        // COMPAT.md section 5: at most 64 MiB for each TiB, begun ones too.
         let tail = (layout.end - geometry.first_data_position()) * 4096;
-        prop_assert!(tail <= 72 * (bytes >> 20).div_ceil(1 << 20) * (1 << 20));
+        prop_assert!(tail <= bytes.div_ceil(TIB) * (64 << 20));
+        // In proportion, but for a fixed part.
+        prop_assert!(tail <= bytes / (1 << 20) * 64 + 38 * 4096);
     }
 }
