@@ -179,7 +179,11 @@ pub fn encode_bitmap(block: &mut Block, group: u64, bits: &[u64]) {
         let at = ENVELOPE.saturating_add(i.saturating_mul(8));
         put(block, at, &word.to_le_bytes());
     }
-    put(block, ENVELOPE.saturating_add(GROUP_BITS), &group.to_le_bytes());
+    put(
+        block,
+        ENVELOPE.saturating_add(GROUP_BITS),
+        &group.to_le_bytes(),
+    );
 }
 
 /// The words of a group's bitmap block, if it is that group's.

@@ -43,9 +43,7 @@ impl SlotPool {
     pub fn occupy(&mut self, slot: u32) -> bool {
         let (word, bit) = place(slot);
         match self.taken.get(word) {
-            Some(word) if slot < self.count => {
-                word.fetch_or(bit, Ordering::Relaxed) & bit == 0
-            }
+            Some(word) if slot < self.count => word.fetch_or(bit, Ordering::Relaxed) & bit == 0,
             _ => false,
         }
     }
@@ -53,7 +51,9 @@ impl SlotPool {
     /// Takes a free slot; `None`: there is none.
     pub fn take(&mut self) -> Option<u32> {
         let from = self.next;
-        let slot = self.free_in(from, self.count).or_else(|| self.free_in(0, from))?;
+        let slot = self
+            .free_in(from, self.count)
+            .or_else(|| self.free_in(0, from))?;
         self.occupy(slot);
         self.next = slot.saturating_add(1);
         Some(slot)

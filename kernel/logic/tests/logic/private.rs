@@ -90,7 +90,11 @@ fn no_flipped_bit_of_the_log_is_believed() {
         assert_eq!(decode_log(&block, 11, 12, &mut read), 1, "byte {byte}");
         for (i, word) in read.iter().enumerate() {
             let good = i / 61 != byte / 512;
-            assert_eq!(*word, if good { words[i] } else { GroupWord::UNKNOWN }, "byte {byte}");
+            assert_eq!(
+                *word,
+                if good { words[i] } else { GroupWord::UNKNOWN },
+                "byte {byte}"
+            );
         }
         block[byte] ^= 1 << (byte % 8);
     }
