@@ -231,14 +231,14 @@ fn a_cow_file_that_is_too_small_is_told_how_large() {
         Asked::Setup { bdev, cow, size },
         1,
         Errno::EINVAL,
-        "it takes 133 MiB",
+        "it takes 131 MiB",
     );
     says(
         &m,
         Asked::Snap { cow, size },
         0,
         Errno::EINVAL,
-        "it takes 133 MiB",
+        "it takes 131 MiB",
     );
     let size = Some(133);
     says(
