@@ -44,7 +44,7 @@ demo: module tools
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/demo.sh
 
-test: build-every test-host test-vm test-powercut
+test: build-every test-host test-vm test-powercut test-debian
 
 # Both kernels must take the module, also where only the first one is booted.
 build-every:
