@@ -358,7 +358,7 @@ fn check_state(
     }
     let layout = geometry.private();
     let nonce = root.successor.nonce;
-    match read_root(io, nonce, root.successor.roots, layout.roots) {
+    match read_root(io, nonce, root.successor.roots, &layout) {
         Ok((next, _)) if matches!(next.state, RootState::Prepared | RootState::Poisoned) => {
             read_extents(io, &next, nonce, &layout)
                 .map_err(because("the extents of the next file are bad"))

@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     NoUnseal,
     /// `no_reload_check`: a reload does not look whether the filesystem was mounted elsewhere.
     NoReloadCheck,
+    /// `no_reload_flush`: a reload builds on what may be in the disk's cache only.
+    NoReloadFlush,
 }
 
 /// Whether the module was told to misbehave like this.
@@ -40,6 +42,7 @@ pub(crate) fn active(fault: Fault) -> bool {
         6 => Fault::NoRegionMark,
         7 => Fault::NoUnseal,
         8 => Fault::NoReloadCheck,
+        9 => Fault::NoReloadFlush,
         _ => return false,
     };
     chosen == fault

@@ -8,10 +8,11 @@
 
 use crate::abi::cow::{PrivateLayout, GROUP_BLOCKS};
 use crate::logic::{
+    load::place,
     private_format::{encode_bitmap, seal, Block, GroupWord, Kind, RootState},
     regions::GROUP_MASK,
 };
-use crate::region_log::{place, Log, OnDisk};
+use crate::region_log::{Log, OnDisk};
 use crate::sys::{raw_io::Durability, rcu_cell::synchronize};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -65,8 +66,8 @@ impl OnDisk {
             let number = slot_number(layout, slot);
             let at = match place(root, layout, number) {
                 Ok(at) => at,
-                Err(e) => {
-                    lost = Some(e);
+                Err(flaw) => {
+                    lost = Some(flaw.into());
                     return None;
                 }
             };

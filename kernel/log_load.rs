@@ -1,27 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Reading a COW file's private blocks back, from the raw device, before its filesystem is mounted.
-//!
-//! Nothing is believed that does not carry the file's nonce, its own number and a good checksum. What
-//! is bad and means changes counts as changed: a sector of the log all its regions, a bitmap block
-//! its group. What is bad and means anything else ends the chain.
+//! What is believed, and what not, is in `logic/load.rs`.
 
-use crate::abi::cow::{Geometry, GROUP_BLOCKS, LOG_BLOCK_GROUPS};
+use crate::abi::cow::{Geometry, PrivateLayout};
 use crate::faults::{self, Fault};
-use crate::log_checkpoint::slot_number;
 use crate::log_seal::MAP_WORDS;
 use crate::logic::{
     change_map::ChangeMap,
-    extents::{merge_push, validate_from, FileExtent},
-    private_format::{
-        check, decode_bitmap, decode_extent, decode_log, get_u64, GroupWord, Kind, Root, RootState,
-        ENVELOPE, EXTENTS_PER_BLOCK,
-    },
-    regions::GROUP_MASK,
+    extents::{merge_push, FileExtent},
+    load::{self, Flaw, Source},
+    private_format::{check, get_u64, Block, GroupWord, Kind, Root, RootState, ENVELOPE},
     space::Segment,
 };
-use crate::region_log::place;
-use crate::sys::{bdev::Bdev, raw_io::RawIo};
+use crate::sys::{bdev::Bdev, errno::EUCLEAN, raw_io::RawIo};
 use kernel::prelude::*;
+
+impl From<Flaw> for Error {
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Impossible => EINVAL,
+            Flaw::Damaged => EUCLEAN,
+        }
+    }
+}
+
+impl Source for RawIo {
+    type Error = Error;
+
+    fn read(&mut self, block: u64) -> Result<&Block> {
+        RawIo::read(self, block)
+    }
+}
 
 /// What a file says.
 pub(crate) struct Loaded {
@@ -49,31 +58,20 @@ pub(crate) struct CopyMap {
 /// Why a file cannot be picked up, for the log.
 pub(crate) type Reason = &'static str;
 
-/// The root that counts, and its generation: the newer one of the good ones.
-#[inline(never)] // Large on the stack.
+/// The root that counts, and its generation: the newer one of the good ones. EUCLEAN: there is none.
 pub(crate) fn read_root(
     io: &mut RawIo,
     nonce: u64,
     roots: [u64; 2],
-    first: u64,
+    layout: &PrivateLayout,
 ) -> Result<(KBox<Root>, u64)> {
-    let mut best: Option<(KBox<Root>, u64)> = None;
-    for (i, place) in (0u64..).zip(roots) {
-        let block = io.read(place)?;
-        let Some(generation) = check(block, Kind::Root, nonce, first.saturating_add(i)) else {
-            continue;
-        };
-        if best.as_ref().is_some_and(|(_, g)| *g >= generation) {
-            continue;
-        }
-        if let Some(root) = Root::decode(block) {
-            best = Some((KBox::new(root, GFP_KERNEL)?, generation));
-        }
-    }
-    best.ok_or(ENODATA_OR_CLEAN)
+    let mut best = None;
+    let generation = load::read_root(io, nonce, roots, layout, |root| {
+        best = Some(KBox::new(root, GFP_KERNEL)?);
+        Ok(())
+    })?;
+    Ok((best.ok_or(EUCLEAN)?, generation))
 }
-
-const ENODATA_OR_CLEAN: Error = crate::sys::errno::EUCLEAN;
 
 impl Loaded {
     /// Reads the file whose header names `nonce` and `roots`, on a device of `origin_bytes` bytes.
@@ -90,16 +88,17 @@ impl Loaded {
             return Err((EINVAL, "its roots lie behind the end of the device"));
         }
         let mut io = RawIo::new(bdev).map_err(why("there is no memory"))?;
-        let (root, generation) = read_root(&mut io, nonce, roots, layout.roots)
+        // What is read may have come only as far as the disk's cache, before a reset that left that alone.
+        // It must not be built on before it is where a power cut cannot take it back.
+        if !faults::active(Fault::NoReloadFlush) {
+            io.flush().map_err(why("the device cannot be flushed"))?;
+        }
+        let (mut root, generation) = read_root(&mut io, nonce, roots, &layout)
             .map_err(why("neither of its roots is good"))?;
         if root.origin_bytes != origin_bytes {
             return Err((EINVAL, "the device has another size than when it was last tracked"));
         }
-        if root
-            .own
-            .iter()
-            .any(|(start, len)| start.checked_add(*len).is_none_or(|end| end > geometry.blocks()))
-        {
+        if !load::lies_within(&root, geometry) {
             return Err((EINVAL, "its private blocks lie behind the end of the device"));
         }
 
@@ -107,31 +106,22 @@ impl Loaded {
         words
             .resize(layout.groups as usize, GroupWord::default(), GFP_KERNEL)
             .map_err(|_| (ENOMEM, "there is no memory"))?;
-        for (i, chunk) in (0u64..).zip(words.chunks_mut(LOG_BLOCK_GROUPS as usize)) {
-            let number = layout.log.saturating_add(i);
-            let block = place(&root, &layout, number)
-                .and_then(|at| io.read(at))
-                .map_err(why("its region log cannot be read"))?;
-            let bad = decode_log(block, nonce, number, chunk);
-            if bad != 0 {
-                pr_warn!("{} sectors of the region log are bad: their regions count as changed\n", bad);
-            }
+        let bad = load::read_log(&mut io, &root, nonce, &layout, &mut words)
+            .map_err(why("its region log cannot be read"))?;
+        if bad != 0 {
+            pr_warn!("{} sectors of the region log are bad: their regions count as changed\n", bad);
         }
-        let marked = words.iter().any(|w| w.marks & GROUP_MASK != 0);
-        let mut root = root;
+        let marked = load::any_mark(&words);
         if root.state == RootState::Sealed && marked && !faults::active(Fault::NoUnseal) {
             // A newer root has been lost: the log knows better.
             root.state = RootState::Live;
         }
 
         let changes = ChangeMap::new(geometry.blocks()).map_err(|_| (ENOMEM, "there is no memory"))?;
-        read_bitmap(&mut io, &root, nonce, &layout, &words, &changes)
-            .map_err(why("its change map cannot be read"))?;
-        let before = changes.count();
-        if root.state == RootState::Live || root.state == RootState::Prepared {
-            mark_regions(&changes, &words);
-        }
-        let added = changes.count().saturating_sub(before);
+        let added = load::read_changes(&mut io, &root, nonce, &layout, &words, &changes, |group| {
+            pr_warn!("bitmap block {} is bad: all blocks of its group count as changed\n", group);
+        })
+        .map_err(why("its change map cannot be read"))?;
 
         let extents = read_extents(&mut io, &root, nonce, &layout)
             .map_err(why("the list of its extents is bad"))?;
@@ -150,83 +140,21 @@ impl Loaded {
     }
 }
 
-fn read_bitmap(
-    io: &mut RawIo,
-    root: &Root,
-    nonce: u64,
-    layout: &crate::abi::cow::PrivateLayout,
-    words: &[GroupWord],
-    changes: &ChangeMap,
-) -> Result {
-    for (group, word) in words.iter().enumerate() {
-        let Some(slot) = word.slot.checked_sub(1) else {
-            continue;
-        };
-        let first = (group as u64).saturating_mul(GROUP_BLOCKS);
-        let number = slot_number(layout, slot);
-        // A bad sector of the log names a slot that there is not: no block can be right.
-        let block = match u64::from(slot) < layout.slot_count {
-            true => Some(io.read(place(root, layout, number)?)?),
-            false => None,
-        };
-        let good = block.filter(|b| check(b, Kind::Bitmap, nonce, number).is_some());
-        match good.and_then(|b| decode_bitmap(b, group as u64)) {
-            Some(bits) => changes.mark_words(first, bits),
-            None => {
-                pr_warn!("bitmap block {} is bad: its {} blocks count as changed\n", group, GROUP_BLOCKS);
-                changes.mark(first, GROUP_BLOCKS);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Marks all blocks of the marked regions.
-fn mark_regions(changes: &ChangeMap, words: &[GroupWord]) {
-    use crate::abi::cow::{GROUP_REGIONS, REGION_BLOCKS};
-    for (group, word) in (0u64..).zip(words) {
-        for region in (0..GROUP_REGIONS).filter(|r| word.marks.wrapping_shr(*r as u32) & 1 != 0) {
-            let start = group
-                .saturating_mul(GROUP_BLOCKS)
-                .saturating_add(region.saturating_mul(REGION_BLOCKS));
-            changes.mark(start, REGION_BLOCKS);
-        }
-    }
-}
-
 /// Where a file lies, by the list that its root names.
 pub(crate) fn read_extents(
     io: &mut RawIo,
     root: &Root,
     nonce: u64,
-    layout: &crate::abi::cow::PrivateLayout,
+    layout: &PrivateLayout,
 ) -> Result<KVVec<FileExtent>> {
-    let first = layout
-        .lists
-        .saturating_add(u64::from(root.list & 1).saturating_mul(layout.list_blocks));
-    let total = root.extents as usize;
-    if total.div_ceil(EXTENTS_PER_BLOCK) as u64 > layout.list_blocks {
-        return Err(EINVAL);
-    }
     let mut list: KVVec<FileExtent> = KVVec::new();
-    let mut left = total;
-    let mut number = first;
-    while left != 0 {
-        let block = io.read(place(root, layout, number)?)?;
-        if check(block, Kind::Extents, nonce, number) != Some(root.list_generation) {
-            return Err(ENODATA_OR_CLEAN);
+    load::read_extents(io, root, nonce, layout, |extent| {
+        if let Some(e) = merge_push(list.last_mut(), extent) {
+            list.push(e, GFP_KERNEL)?;
         }
-        for i in 0..left.min(EXTENTS_PER_BLOCK) {
-            if let Some(e) = merge_push(list.last_mut(), decode_extent(block, i)) {
-                list.push(e, GFP_KERNEL)?;
-            }
-        }
-        left = left.saturating_sub(EXTENTS_PER_BLOCK);
-        number = number.saturating_add(1);
-    }
-    let geometry = Geometry { origin_bytes: root.origin_bytes };
-    let start = if root.counted { geometry.first_data_position() } else { 0 };
-    validate_from(start, &list, geometry.blocks()).map_err(|_| EINVAL)?;
+        Ok(())
+    })?;
+    load::check_extents(root, &list)?;
     Ok(list)
 }
 
@@ -245,7 +173,7 @@ fn read_copies(
             }
             let (at, _) = crate::logic::extents::locate(extents, number).ok_or(EINVAL)?;
             let block = io.read(at)?;
-            check(block, Kind::CopyMap, nonce, number).ok_or(ENODATA_OR_CLEAN)?;
+            check(block, Kind::CopyMap, nonce, number).ok_or(EUCLEAN)?;
             for i in 0..MAP_WORDS.min(total.saturating_sub(words.len())) {
                 let at = ENVELOPE.saturating_add(i.saturating_mul(8));
                 words.push(get_u64(block, at), GFP_KERNEL)?;

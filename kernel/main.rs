@@ -35,6 +35,8 @@ mod logic {
     pub mod extents;
     #[path = "src/lazy.rs"]
     pub mod lazy;
+    #[path = "src/load.rs"]
+    pub mod load;
     #[path = "src/private_format.rs"]
     pub mod private_format;
     #[path = "src/read_plan.rs"]

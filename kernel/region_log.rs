@@ -29,6 +29,7 @@ use crate::logic::{
     change_map::ChangeMap,
     decide,
     extents::{locate, FileExtent},
+    load::place,
     private_format::{
         encode_extents, encode_log, seal, GroupWord, Identity, Kind, Root, RootState,
         EXTENTS_PER_BLOCK, ROOT_EXTENTS,
@@ -178,22 +179,10 @@ pub(crate) fn own_extents(
     Ok(out)
 }
 
-/// Where a private block lies on the origin, by the list in the root.
-pub(crate) fn place(root: &Root, layout: &PrivateLayout, file_block: u64) -> Result<u64> {
-    let mut offset = file_block.checked_sub(layout.roots).ok_or(EINVAL)?;
-    for &(start, len) in &root.own {
-        if offset < len {
-            return start.checked_add(offset).ok_or(EINVAL);
-        }
-        offset = offset.saturating_sub(len);
-    }
-    Err(EINVAL)
-}
-
 impl OnDisk {
     /// Where a private block lies on the origin.
     pub(crate) fn place(&self, file_block: u64) -> Result<u64> {
-        place(&self.root, &self.layout, file_block)
+        Ok(place(&self.root, &self.layout, file_block)?)
     }
 
     /// Writes the root, as it is now, over the older one of its copies.
@@ -235,8 +224,8 @@ impl OnDisk {
                     encode_log(block, nonce, number, words.get(from..to).unwrap_or(&[]));
                     Some(at)
                 }
-                Err(e) => {
-                    lost = Some(e);
+                Err(flaw) => {
+                    lost = Some(flaw.into());
                     None
                 }
             }

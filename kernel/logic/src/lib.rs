@@ -38,6 +38,7 @@ pub mod decide;
 pub mod errno;
 pub mod extents;
 pub mod lazy;
+pub mod load;
 pub mod private_format;
 pub mod read_plan;
 pub mod regions;
