@@ -3,12 +3,12 @@
 //!
 //! Each of these changes the superblock, which lies in the first block of the device. While the device is
 //! tracked every write to that block waits until the root on disk knows what it makes of it
-//! (`region_log.rs`); so after a crash the block is one of two that the root names, or somebody else has
-//! been there. Offsets: `struct ext4_super_block` (`fs/ext4/ext4.h`), `struct xfs_dsb`
+//! (`region_log.rs`); so after a crash each of its sectors is one of two that the root names, or somebody
+//! else has been there. Offsets: `struct ext4_super_block` (`fs/ext4/ext4.h`), `struct xfs_dsb`
 //! (`fs/xfs/libxfs/xfs_format.h`).
 
 use crate::faults::{self, Fault};
-use crate::logic::private_format::{digest, Root};
+use crate::logic::private_format::{digests, Digests, Root};
 use crate::sys::bio::BioRef;
 use crate::sys::raw_io::{Block, RawIo};
 use kernel::prelude::*;
@@ -32,17 +32,17 @@ pub(crate) fn fs_type(io: &mut RawIo) -> Result<&'static CStr> {
     }
 }
 
-/// The digest of the first block as it is on disk now.
-pub(crate) fn read(io: &mut RawIo) -> Result<u64> {
-    Ok(digest(&[io.read(0)?]))
+/// The digests of the first block as it is on disk now.
+pub(crate) fn read(io: &mut RawIo) -> Result<Digests> {
+    Ok(digests(io.read(0)?))
 }
 
-/// The digest of what `bio` makes of the first block: now, and when it has been written.
-pub(crate) fn after(io: &mut RawIo, bio: BioRef<'_>, start_sector: u64) -> Result<(u64, u64)> {
+/// The digests of what `bio` makes of the first block: now, and when it has been written.
+pub(crate) fn after(io: &mut RawIo, bio: BioRef<'_>, start_sector: u64) -> Result<(Digests, Digests)> {
     let block = io.read_mut(0)?;
-    let now = digest(&[block]);
+    let now = digests(block);
     bio.overlay(block, start_sector);
-    Ok((now, digest(&[block])))
+    Ok((now, digests(block)))
 }
 
 /// Whether nobody else has written to the filesystem that `root` was written for. What cannot be proved
@@ -53,7 +53,7 @@ pub(crate) fn after(io: &mut RawIo, bio: BioRef<'_>, start_sector: u64) -> Resul
 /// What speaks against it, for the log.
 pub(crate) fn compare(io: &mut RawIo, root: &Root) -> Result<(), &'static str> {
     let now = read(io).map_err(|_| "its superblock cannot be read")?;
-    if root.identity.allows(now) || faults::active(Fault::NoReloadCheck) {
+    if root.identity.allows(&now) || faults::active(Fault::NoReloadCheck) {
         Ok(())
     } else {
         Err("its filesystem was mounted, repaired or replaced while nobody tracked it")

@@ -31,7 +31,7 @@ use crate::logic::{
     extents::{locate, FileExtent},
     load::place,
     private_format::{
-        encode_extents, encode_log, seal, GroupWord, Identity, Kind, Root, RootState,
+        encode_extents, encode_log, seal, GroupWord, Kind, Root, RootState,
         EXTENTS_PER_BLOCK, ROOT_EXTENTS,
     },
     regions::{Groups, Regions},
@@ -305,20 +305,23 @@ impl OnDisk {
 
     /// Enters in the root what `bio` makes of the first block. The device starts at sector `start`.
     ///
-    /// The write before has completed, since nobody writes a superblock twice at a time, and the flush
-    /// before the root makes it durable: so what is on disk now is one of the two from here on.
+    /// The write before to the same sectors has completed, since nobody writes a superblock twice at a
+    /// time, and the flush before the root makes it durable: so what is on disk now is one of the two from
+    /// here on.
     fn note_first_block(&mut self, bio: BioRef<'_>, start: u64) -> Result {
         let (now, next) = identity::after(&mut self.io, bio, start)?;
-        if self.root.identity == (Identity { now, next }) {
+        let before = self.root.identity;
+        self.root.identity.write(&now, &next);
+        if self.root.identity == before {
             return Ok(());
         }
-        self.root.identity = Identity { now, next };
         self.write_root(Durability::AfterAllBefore)
     }
 
     /// Takes note of the first block as it is now; a write to it may be on its way.
     pub(crate) fn read_identity(&mut self) -> Result {
-        self.root.identity.now = identity::read(&mut self.io)?;
+        let now = identity::read(&mut self.io)?;
+        self.root.identity.see(&now);
         Ok(())
     }
 

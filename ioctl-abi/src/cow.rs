@@ -133,7 +133,7 @@ impl Header {
 /// Where this project's private extension starts in the header block.
 pub const EXT_OFFSET: usize = 64;
 /// First field of the extension.
-pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x02";
+pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x03";
 /// Extension state: nothing that a reload could build on lies on disk. A file in this state that is
 /// not sealed has lost its chain.
 pub const EXT_STATE_VOLATILE: u32 = 0;

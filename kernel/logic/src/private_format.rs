@@ -21,6 +21,8 @@ pub const ENVELOPE: usize = 32;
 /// Bytes of a log sector's envelope.
 const SECTOR_ENVELOPE: usize = 24;
 const SECTOR: usize = 512;
+/// Sectors of a block.
+const SECTORS: usize = BLOCK_SIZE as usize / SECTOR;
 /// Bytes of a group in a log sector.
 const WORD: usize = 8;
 
@@ -270,20 +272,62 @@ pub struct Sibling {
     pub igen: u32,
 }
 
+/// A [`digest`] for each sector of the first block.
+pub type Digests = [u64; SECTORS];
+
+/// The digests of a block.
+pub fn digests(block: &Block) -> Digests {
+    let mut out = [0; SECTORS];
+    for (out, sector) in out.iter_mut().zip(block.chunks(SECTOR)) {
+        *out = digest(&[sector]);
+    }
+    out
+}
+
 /// The first block of the origin, as it must be found: each mount, repair or replay by somebody else
 /// changes the superblock in it.
+///
+/// Sector by sector: a power cut may tear ext4's superblock, which has two, and xfs keeps something else
+/// than the superblock in the others, and writes it at the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// [`digest`] of the block as it was when the last write to it was let go. 0: not known.
-    pub now: u64,
-    /// [`digest`] of what that write makes of it. 0: there was none.
-    pub next: u64,
+    /// Each sector as it was when the last write to it was let go. 0: not known.
+    pub now: Digests,
+    /// What that write makes of it. 0: there was none.
+    pub next: Digests,
 }
 
 impl Identity {
-    /// A block with this digest is one that we have left there.
-    pub const fn allows(&self, found: u64) -> bool {
-        found != 0 && (found == self.now || found == self.next)
+    /// A block with these digests is one that we have left there.
+    pub fn allows(&self, found: &Digests) -> bool {
+        let known = self.now.iter().zip(&self.next);
+        known
+            .zip(found)
+            .all(|((now, next), found)| *found != 0 && (found == now || found == next))
+    }
+
+    /// A write makes `after` of what is `before` now. What it does not change, another one may be
+    /// changing: that stays as it is known.
+    pub fn write(&mut self, before: &Digests, after: &Digests) {
+        let known = self.now.iter_mut().zip(&mut self.next);
+        for ((now, next), (before, after)) in known.zip(before.iter().zip(after)) {
+            if before != after {
+                (*now, *next) = (*before, *after);
+            } else if *now == 0 {
+                *now = *before;
+            }
+        }
+    }
+
+    /// The block is like this now, whoever may be writing to it.
+    pub fn see(&mut self, found: &Digests) {
+        let known = self.now.iter_mut().zip(&self.next);
+        for ((now, next), found) in known.zip(found) {
+            // What a write has made of it may not be durable yet: what was before still counts then.
+            if found != next {
+                *now = *found;
+            }
+        }
     }
 }
 
@@ -386,6 +430,11 @@ impl Reader<'_> {
     fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.bytes())
     }
+    fn digests(&mut self) -> Digests {
+        let mut out = [0; SECTORS];
+        out.iter_mut().for_each(|digest| *digest = self.u64());
+        out
+    }
     fn sibling(&mut self) -> Sibling {
         Sibling {
             nonce: self.u64(),
@@ -426,8 +475,9 @@ impl Root {
         w.u64(self.crash_blocks);
         w.sibling(&self.predecessor);
         w.sibling(&self.successor);
-        w.u64(self.identity.now);
-        w.u64(self.identity.next);
+        for digest in Iterator::chain(self.identity.now.iter(), self.identity.next.iter()) {
+            w.u64(*digest);
+        }
         w.u64(self.map_words);
         for (start, len) in Iterator::chain(self.map_pieces.iter(), self.own.iter()) {
             w.u64(*start);
@@ -458,8 +508,8 @@ impl Root {
             predecessor: r.sibling(),
             successor: r.sibling(),
             identity: Identity {
-                now: r.u64(),
-                next: r.u64(),
+                now: r.digests(),
+                next: r.digests(),
             },
             map_words: r.u64(),
             map_pieces: [(0, 0); ROOT_PIECES],
