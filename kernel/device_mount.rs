@@ -107,10 +107,16 @@ impl Device {
             Ok(true) => {
                 tracker.listen(false);
                 this.show(live);
+                // Only now: who sees the device mounted finds the node open and the COW file before this
+                // one complete.
+                let mut view = this.view.lock();
+                view.joining = false;
+                view.unverified = false;
                 return false;
             }
-            Ok(false) => {}
+            Ok(false) => this.view.lock().joining = false,
             Err(e) => {
+                this.view.lock().joining = false;
                 this.end_chain(e);
                 return false;
             }
@@ -167,7 +173,9 @@ impl Device {
                 return Err(e);
             }
         }
-        this.view.lock().unmounted = false;
+        let mut view = this.view.lock();
+        (view.unmounted, view.joining) = (false, true);
+        drop(view);
         // The handle keeps the device as a mount does; without it I/O works just as well.
         let _ = live.origin.reopen(found.dev);
         match still_there(file) {
@@ -196,9 +204,12 @@ impl Device {
             let _ = log.update_root(|root| root.crash_blocks = live.crash_blocks);
         }
         self.complete_predecessor(live);
-        self.view.lock().unverified = false;
         if let Some(snapshot) = live.snapshot.as_ref() {
-            snapshot.set_mounted(true);
+            let view = self.view.lock();
+            if !view.unmounted {
+                snapshot.set_mounted(true);
+            }
+            drop(view);
             if live.disk.is_none() {
                 match SnapshotDisk::add(self.minor(), snapshot.clone()) {
                     Ok(disk) => live.disk = Some(disk),

@@ -79,6 +79,8 @@ pub(crate) struct View {
     pub(crate) origin: Option<OriginId>,
     /// The filesystem is not mounted, as far as we know.
     pub(crate) unmounted: bool,
+    /// It is mounted, and what a mount brings back is not all there yet.
+    pub(crate) joining: bool,
     /// Reloaded, and its COW file not seen yet.
     pub(crate) unverified: bool,
     /// Looks for a mount while the device is unmounted.
@@ -116,6 +118,7 @@ impl View {
         Self {
             origin: None,
             unmounted: false,
+            joining: false,
             unverified: false,
             tracker: None,
             running: None,
@@ -142,7 +145,7 @@ impl View {
         if chain != 0 {
             state.break_chain(errno_of(chain));
         }
-        state.mounted = !self.unmounted;
+        state.mounted = !self.unmounted && !self.joining;
         state.unverified = self.unverified;
         Some((state, shown))
     }
