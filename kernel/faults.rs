@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     NoReloadCheck,
     /// `no_reload_flush`: a reload builds on what may be in the disk's cache only.
     NoReloadFlush,
+    /// `no_log`: nothing is recorded on disk, as if there were no write-intent log. To tell what it costs.
+    NoLog,
 }
 
 /// Whether the module was told to misbehave like this.
@@ -43,6 +45,7 @@ pub(crate) fn active(fault: Fault) -> bool {
         7 => Fault::NoUnseal,
         8 => Fault::NoReloadCheck,
         9 => Fault::NoReloadFlush,
+        10 => Fault::NoLog,
         _ => return false,
     };
     chosen == fault

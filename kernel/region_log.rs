@@ -465,6 +465,7 @@ impl Log {
     /// block has to be in the root first. `bio` is its key: once that has been done it may go.
     pub(crate) fn is_open(&self, start: u64, len: u64, bio: usize) -> bool {
         self.is_stopped()
+            || faults::active(Fault::NoLog)
             || (!self.foreign.load(Ordering::Acquire)
                 && (self.regions.is_open(start, len) || faults::active(Fault::NoRegionMark))
                 && (start != 0 || self.let_through.load(Ordering::Acquire) == bio))
