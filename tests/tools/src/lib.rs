@@ -4,7 +4,7 @@
 //! Writers keep a model of what they wrote apart from the device under test (in a directory that
 //! the caller puts on a tmpfs); checkers compare a snapshot or an image with that model. Nothing in
 //! here shares code with the module or with the tools, the ABI crate aside, so that a mistake
-//! there cannot hide itself.
+//! there cannot hide itself; but for [`flush_points`], which puts the module's own code to the test.
 
 pub mod cmp;
 pub mod control;
@@ -12,6 +12,7 @@ pub mod cow;
 pub mod errno;
 pub mod extents;
 pub mod files;
+pub mod flush_points;
 pub mod mark;
 pub mod race;
 pub mod raw;
@@ -19,3 +20,4 @@ pub mod rng;
 pub mod stamp;
 pub mod sys;
 pub mod wipe;
+pub mod writelog;

@@ -10,7 +10,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ioctl_abi::ioctl as abi;
 use test_tools::extents::{Blocks, Skip};
-use test_tools::{cmp, control, cow, extents, files, mark, race, raw, stamp, sys, wipe};
+use test_tools::{
+    cmp, control, cow, extents, files, flush_points, mark, race, raw, stamp, sys, wipe,
+};
 
 #[derive(Parser)]
 #[command(about = "Programs for the tests of dattobd", version)]
@@ -178,6 +180,8 @@ enum Command {
         /// Bytes
         len: u64,
     },
+    /// Check what loads from a recorded disk at each of its flushes; exit 1 if anything is missed
+    FlushPoints(flush_points::Options),
     /// Print where a file lies on its device, in blocks
     Places {
         /// File
@@ -326,6 +330,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::SecureErase { device, start, len } => {
             sys::secure_erase(&sys::open_write(&device, 0)?, start, len)?;
         }
+        Command::FlushPoints(o) => return Ok(verdict(flush_points::run(&o)?)),
         Command::Places { file } => {
             let mut out = Blocks::default();
             for p in sys::file_places(&sys::open_read(&file, 0)?)? {
