@@ -5,6 +5,16 @@
 # What the file N of the writer `synced` holds.
 synced_file() { head -c $((4096 + $2 * 7919 % 60000)) < <(yes "synced file $2 of $1" 2>/dev/null); }
 
+# mount_it FS DEVICE: mounts it where it belongs. A cut may have torn ext4's superblock, which has two
+# sectors: then the mount refuses it, and a repair, tracked as all writes are, has to come first.
+mount_it() {
+    if [ "$1" = ext4 ] && LC_ALL=C dumpe2fs -h "$2" 2>&1 | grep -q 'checksum does not match'; then
+        echo "result repaired=1"
+        e2fsck -fy "$2" >"$W/repair" 2>&1 || [ $? -le 1 ] || { cat "$W/repair"; fail "the repair has failed"; }
+    fi
+    mount -o discard "$2" "$M"
+}
+
 # comes_to STATE: minor 0 is in one of these states within a moment.
 comes_to() {
     local n state

@@ -38,9 +38,9 @@ class Entry(NamedTuple):
 
 
 class Log:
-    """A log file, mapped into memory."""
+    """A log file, mapped into memory. The entries `ignored` are flushes of the recorder itself."""
 
-    def __init__(self, path):
+    def __init__(self, path, ignored=()):
         with open(path, "rb") as f:
             self.map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         magic, version, count, size = struct.unpack_from("<QQQI", self.map, 0)
@@ -57,6 +57,10 @@ class Log:
                 raise ValueError(f"{path}: entry {i} has flags {flags:#x}: the log is damaged")
             at += size
             length = sectors * size
+            if i in ignored:
+                if length:
+                    raise ValueError(f"{path}: entry {i} is more than a flush")
+                flags = 0
             data = None if flags & DISCARD else at
             self.entries.append(Entry(sector * size, length, flags, data))
             if data is not None:
@@ -108,18 +112,25 @@ class Log:
 
 
 class Disk:
-    """The disk as a bytearray that goes forward through the log."""
+    """The disk as a bytearray that goes forward through the log, from zeros or from the file `base`."""
 
-    def __init__(self, log, size):
+    def __init__(self, log, size, base=None):
         self.log = log
-        self.image = bytearray(size)
+        self.size = size
+        self.base = base
+        self.begin()
+
+    def begin(self):
+        self.image = bytearray(self.size)
+        if self.base:
+            with open(self.base, "rb") as f:
+                f.readinto(self.image)
         self.at = 0
 
     def forward(self, n):
         """Everything before entry n is on the disk."""
         if n < self.at:
-            self.image = bytearray(len(self.image))
-            self.at = 0
+            self.begin()
         for e in self.log.entries[self.at:n]:
             self.log.apply(self.image, e)
         self.at = n

@@ -29,14 +29,14 @@ def discard(sector, sectors):
 
 
 class Case(unittest.TestCase):
-    def log(self, entries, sector=S, magic=logs.MAGIC):
+    def log(self, entries, sector=S, magic=logs.MAGIC, ignored=()):
         f = tempfile.NamedTemporaryFile(delete=False)
         self.addCleanup(os.unlink, f.name)
         with f:
             f.write(struct.pack("<QQQI", magic, 1, len(entries), sector).ljust(sector, b"\0"))
             for at, n, flags, data in entries:
                 f.write(struct.pack("<QQQQ", at, n, flags, 0).ljust(sector, b"\0") + data)
-        log = logs.Log(f.name)
+        log = logs.Log(f.name, ignored)
         self.addCleanup(log.close)
         return log
 
@@ -106,6 +106,23 @@ class Case(unittest.TestCase):
         seen = {bytes(logs.cut(log, disk, 5, way, seed, 1)[0][S:3 * S:S])
                 for way in logs.WAYS for seed in range(50)}
         self.assertEqual(seen, {b"\1\0", b"\1\2"})
+
+    def test_a_flush_of_the_recorder_covers_nothing(self):
+        log = self.log([write(1, 1), flush(), write(2, 2)], ignored=(1,))
+        self.assertEqual({(s[S], s[2 * S]) for s in self.states(log, 3)}, {(a, b) for a in (0, 1) for b in (0, 2)})
+        with self.assertRaises(ValueError):
+            self.log([write(1, 1), flush()], ignored=(0,))
+
+    def test_a_recording_that_begins_with_a_disk(self):
+        log = self.log([write(1, 1)])
+        with tempfile.NamedTemporaryFile() as f:
+            f.write(bytes([7]) * SIZE)
+            f.flush()
+            disk = logs.Disk(log, SIZE, f.name)
+            disk.forward(1)
+            self.assertEqual((disk.image[0], disk.image[S]), (7, 1))
+            disk.forward(0)
+            self.assertEqual((disk.image[0], disk.image[S], len(disk.image)), (7, 7, SIZE))
 
     def test_who_wrote_a_place(self):
         log = self.log([write(1, 1, 2), flush(), discard(2, 2), write(3, 3), write(2, 9)])
