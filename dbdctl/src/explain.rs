@@ -170,7 +170,7 @@ fn already_tracked(facts: &dyn Facts, bdev: &Path) -> String {
         ),
         None => format!(
             "{dev} is in use: a disk or partition that overlaps it is tracked (see `dbdctl info`), or its \
-             filesystem is held frozen (see `fsfreeze`)"
+             filesystem is held frozen (see `fsfreeze`), or the machine prepares to hibernate"
         ),
     }
 }
