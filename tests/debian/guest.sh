@@ -99,6 +99,54 @@ next_snapshot() {
         rm "$(folder $minor)$old"
     done
 }
+# What the stages with kills call the COW file behind the snapshot SEQID.
+cow_of() { [ "$2" = 1 ] && echo "$(folder "$1")/.datto" || echo "$(folder "$1")/.d$2"; }
+# after_kill: whatever was going on when the machine died, the chains go on. Updates the images.
+after_kill() {
+    local minor seq image_seq n added=
+    local -a files
+    for minor in 0 1; do
+        say "$(dbdctl info --json $minor | jq -c '.devices[0] | {minor, state_text, error, seq_id, crash_blocks, nr_changed_blocks}')"
+        is $minor chain_broken false
+        is $minor recorded true
+        added="$added$(json $minor crash_blocks) of $(json $minor nr_changed_blocks) blocks, "
+        case "$(json $minor state_text)" in
+        "active incremental") ;;
+        "active snapshot") dbdctl transition-to-incremental $minor ;;
+        *) dbdctl drop-snapshot $minor ;;
+        esac
+        is $minor state_text "active incremental"
+        seq=$(json $minor seq_id)
+        # What was to take over next, and has not.
+        rm -f "$(cow_of $minor $((seq + 1)))"
+        dbdctl transition-to-snapshot -f 80 "$(cow_of $minor $((seq + 1)))" $minor
+        image_seq=$(cat /scratch/seq$minor 2>/dev/null || echo 1)
+        files=()
+        for n in $(seq "$image_seq" "$seq"); do files+=("$(cow_of $minor "$n")"); done
+        update-img --quiet /dev/datto$minor "${files[@]}" "$(image $minor)"
+        same $minor
+        say "minor $minor: the image has followed from snapshot $image_seq to $((seq + 1))"
+        rm "${files[@]}"
+        echo $((seq + 1)) >/scratch/seq$minor
+    done
+    echo "told added=${added%, }"
+}
+# Snapshots come and go, until the end of the machine.
+transitions() {
+    (
+        trap - ERR
+        set +e
+        while :; do
+            for minor in 0 1; do
+                sleep 0.$RANDOM
+                dbdctl transition-to-snapshot -f 80 "$(cow_of $minor $(($(json $minor seq_id) + 1)))" $minor
+                sleep 0.$RANDOM
+                dbdctl transition-to-incremental $minor
+            done
+        done >/dev/null 2>&1
+    ) &
+    writers+=($!)
+}
 # same MINOR: the image is the snapshot, outside the COW file.
 same() {
     dbdtest cmp "$(image "$1")" "/dev/datto$1" --skip-cow "$1" || fail "minor $1: the image differs from the snapshot"
@@ -117,6 +165,7 @@ passed() {
 }
 
 echo "STAGE UP"
+[ "$stage" != boot-kill ] || sleep 1000
 # Before anything else: what the boot has made of the devices.
 case $stage in
 reboot)
@@ -236,6 +285,18 @@ wrong)
     dbdctl setup-snapshot -f 40 "$(findmnt -no SOURCE /data)" /data/.again 1
     dbdctl destroy 1
     passed
+    ;;
+kill | after-kill)
+    after_kill
+    incremental
+    [ "$stage" = kill ] || passed
+    work 8
+    load
+    transitions
+    umount /scratch
+    echo "STAGE PASSED"
+    echo "STAGE KILL-ME"
+    sleep 1000
     ;;
 off)
     [ "$(dbdctl info --json 2>/dev/null | jq '.devices | length')" = 0 ] || fail "there are devices"

@@ -12,10 +12,14 @@ are taken out of the root filesystem, as the boot loader would.
        reset  the chain goes on; then the list is damaged
        wrong  the machine boots all the same, the devices show why they have failed
          off  without us (dattobd=off), for the time that a boot takes
+
+With KILLS=N, instead of all after `install`: QEMU is killed N times, at random moments (SEED=...), under load, in the
+midst of transitions, and at boot. After each the chains go on, and the images follow the next snapshots.
 """
 
 import glob
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -31,6 +35,8 @@ LOGS = f"{TOP}/target/debian-logs"
 OFFSET = 1 << 20            # where the root partition begins
 UUID = "6b1d4bd5-6f6c-4a40-9a5c-0d1de3f5a001"
 STAGES = ["install", "reboot", "snapshot", "crash", "reset", "wrong", "off"]
+KILLS = int(os.environ.get("KILLS") or 0)
+SEED = os.environ.get("SEED", "1")
 # A boot that something of ours holds up takes longer than this, on the slowest machine.
 BOOT_TIME = 300
 STAGE_TIME = 600
@@ -72,6 +78,8 @@ class Machine:
         with open(f"{STATE}/kernel", encoding="utf-8") as f:
             self.kernel = f.read().strip()
         self.root = f"{work}/root.img"
+        self.rng = random.Random(SEED)
+        self.boot_time = 0
         partitioned(f"{STATE}/debian.img", self.root)
         for name, mib in (("data", 400), ("scratch", 1400)):
             with open(f"{work}/{name}.img", "wb") as f:
@@ -159,23 +167,30 @@ class Machine:
                             told[m[1]] = m[2]
                         if line == "STAGE UP":
                             told["up"] = time.monotonic() - start
+                            self.boot_time = told["up"]
                         elif line.startswith("STAGE FAILED"):
                             raise Failed(line)
                         elif line == "STAGE PASSED":
                             passed = True
                         elif line == "STAGE KILL-ME":
                             # In the midst of the load.
-                            kill_at = time.monotonic() + 4
+                            told["killed"] = self.rng.uniform(0.5, 15) if KILLS else 4
+                            kill_at = time.monotonic() + told["killed"]
                     now = time.monotonic() - start
                     if kill_at and time.monotonic() > kill_at:
                         qemu.kill()
                         qemu.wait()
                         break
-                    if not early and (now > EARLY_TIME or ended):
+                    if not early and (now > EARLY_TIME or ended or stage == "boot-kill"):
                         with open(f"{log}/console.txt", "rb") as f:
                             early = b"Run /init as init process" in f.read()
-                        if not early:
+                        if not early and (now > EARLY_TIME or ended):
                             raise NotStarted
+                    if stage == "boot-kill" and early and kill_at is None:
+                        # From the first program on to a little after the last one.
+                        passed = True
+                        told["killed"] = self.rng.uniform(0, self.boot_time * 1.1)
+                        kill_at = time.monotonic() + told["killed"]
                     if ended:
                         break
                     if "up" not in told and now > BOOT_TIME:
@@ -195,6 +210,14 @@ class Machine:
         return told
 
 
+def stages():
+    if not KILLS:
+        return STAGES
+    # Each third one at boot. The last boot only looks.
+    kills = ["boot-kill" if n % 3 == 2 else "kill" for n in range(KILLS)]
+    return ["install", *kills, "after-kill"]
+
+
 def main():
     shutil.rmtree(LOGS, ignore_errors=True)
     started = time.monotonic()
@@ -203,7 +226,7 @@ def main():
     times = []
     try:
         machine = Machine(work)
-        for n, stage in enumerate(STAGES):
+        for n, stage in enumerate(stages()):
             log = f"{LOGS}/{n}-{stage}"
             say(f"== {stage}")
             begin = time.monotonic()
@@ -222,7 +245,9 @@ def main():
             shutil.rmtree(work, ignore_errors=True)
     say(f"{'stage':>10} {'took':>7} {'up after':>9}   as systemd sees the boot")
     for stage, took, told in times:
-        say(f"{stage:>10} {took:6.0f}s {told.get('up', 0):8.0f}s   {told.get('boot', '')}")
+        killed = f"killed after {told['killed']:.1f} s of it; " if KILLS and "killed" in told else ""
+        what = f"added by the crash before: {told['added']}" if "added" in told else told.get("boot", "")
+        say(f"{stage:>10} {took:6.0f}s {told.get('up', 0):8.0f}s   {killed}{what}")
     say(f"Debian VM on {machine.kernel}: all stages passed, {time.monotonic() - started:.0f} s")
 
 
