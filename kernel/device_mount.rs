@@ -19,6 +19,7 @@ use crate::cow_create::load_extents;
 use crate::cow_file::CowFile;
 use crate::device::{Device, Live, Watch, POLL, RELEASE};
 use crate::events::UnmountHandler;
+use crate::faults::{self, Fault};
 use crate::log_seal::Keep;
 use crate::logic::extents::FileExtent;
 use crate::logic::private_format::Sibling;
@@ -200,6 +201,9 @@ impl Device {
 
     /// The filesystem is mounted, the COW file is in our hands.
     fn joined(&self, live: &mut Live) {
+        if faults::active(Fault::SlowJoin) {
+            fsleep(Delta::from_millis(500));
+        }
         if let Some(log) = live.log.as_ref().filter(|_| live.crash_blocks != 0) {
             let _ = log.update_root(|root| root.crash_blocks = live.crash_blocks);
         }

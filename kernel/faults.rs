@@ -28,6 +28,9 @@ pub(crate) enum Fault {
     NoReloadFlush,
     /// `no_log`: nothing is recorded on disk, as if there were no write-intent log. To tell what it costs.
     NoLog,
+    /// `slow_join`: half a second passes before a mount has brought everything back. No defect: what a slow
+    /// machine does, for the cases that must not see a device half there.
+    SlowJoin,
 }
 
 /// Whether the module was told to misbehave like this.
@@ -46,6 +49,7 @@ pub(crate) fn active(fault: Fault) -> bool {
         8 => Fault::NoReloadCheck,
         9 => Fault::NoReloadFlush,
         10 => Fault::NoLog,
+        11 => Fault::SlowJoin,
         _ => return false,
     };
     chosen == fault

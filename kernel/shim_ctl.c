@@ -58,7 +58,7 @@ MODULE_PARM_DESC(checkpoint_ms,
 static const char *const dbd_fault_names[] = {
 	"none", "no_cow", "no_recheck", "publish_early", "no_mark", "no_guard",
 	"no_region_mark", "no_unseal", "no_reload_check", "no_reload_flush",
-	"no_log",
+	"no_log", "slow_join",
 };
 
 unsigned int dattobd_test_fault;
