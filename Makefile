@@ -11,7 +11,7 @@ help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
 	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
-	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes"
+	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes; KILLS=10: kills"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
 	@echo "                     QUICK=1: a dozen; SEED=...: other ones; FAULT=6: the counter-test"
 	@echo "make module          build the module for the packaged target kernel"
@@ -61,7 +61,7 @@ test-vm: module tools
 
 # The packages in a Debian with its own systemd, over reboots and crashes.
 test-debian: deb
-	@tests/debian/run.sh $(FIRST)
+	@KILLS=$(KILLS) SEED=$(SEED) tests/debian/run.sh $(FIRST)
 
 deb: module tools
 	@scripts/deb.sh $(TARGETS)
@@ -75,13 +75,16 @@ bundle: build-every tools
 test-powercut:
 	$(MAKE) powercut QUICK=1
 
-# Goes on where it was stopped; results and recordings are in target/powercut.
+# Goes on where it was stopped; results and recordings are in target/powercut. The whole of it also kills the
+# Debian VM KILLS times.
 N ?= $(if $(QUICK),12,200)
 SEED ?= 1
-powercut: module tools
+powercut: KILLS ?= 10
+powercut: module tools $(if $(QUICK)$(FAULT),,deb)
 	@$(if $(FAULT),scripts/build-module.sh $(FIRST) faults)
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/vm-image.sh $(FIRST)
+	@$(if $(QUICK)$(FAULT),,KILLS=$(KILLS) SEED=$(SEED) tests/debian/run.sh $(FIRST))
 	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
 
 PREFIX ?= /usr/local

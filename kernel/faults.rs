@@ -24,8 +24,6 @@ pub(crate) enum Fault {
     NoUnseal,
     /// `no_reload_check`: a reload does not look whether the filesystem was mounted elsewhere.
     NoReloadCheck,
-    /// `no_reload_flush`: a reload builds on what may be in the disk's cache only.
-    NoReloadFlush,
     /// `no_log`: nothing is recorded on disk, as if there were no write-intent log. To tell what it costs.
     NoLog,
     /// `slow_join`: half a second passes before a mount has brought everything back. No defect: what a slow
@@ -47,9 +45,8 @@ pub(crate) fn active(fault: Fault) -> bool {
         6 => Fault::NoRegionMark,
         7 => Fault::NoUnseal,
         8 => Fault::NoReloadCheck,
-        9 => Fault::NoReloadFlush,
-        10 => Fault::NoLog,
-        11 => Fault::SlowJoin,
+        9 => Fault::NoLog,
+        10 => Fault::SlowJoin,
         _ => return false,
     };
     chosen == fault

@@ -90,9 +90,7 @@ impl Loaded {
         let mut io = RawIo::new(bdev).map_err(why("there is no memory"))?;
         // What is read may have come only as far as the disk's cache, before a reset that left that alone.
         // It must not be built on before it is where a power cut cannot take it back.
-        if !faults::active(Fault::NoReloadFlush) {
-            io.flush().map_err(why("the device cannot be flushed"))?;
-        }
+        io.flush().map_err(why("the device cannot be flushed"))?;
         let (mut root, generation) = read_root(&mut io, nonce, roots, &layout)
             .map_err(why("neither of its roots is good"))?;
         if root.origin_bytes != origin_bytes {

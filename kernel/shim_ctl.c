@@ -57,8 +57,8 @@ MODULE_PARM_DESC(checkpoint_ms,
 /* Deliberate defects for counter-tests; the numbers are those of kernel/faults.rs. */
 static const char *const dbd_fault_names[] = {
 	"none", "no_cow", "no_recheck", "publish_early", "no_mark", "no_guard",
-	"no_region_mark", "no_unseal", "no_reload_check", "no_reload_flush",
-	"no_log", "slow_join",
+	"no_region_mark", "no_unseal", "no_reload_check", "no_log",
+	"slow_join",
 };
 
 unsigned int dattobd_test_fault;
