@@ -61,7 +61,7 @@ test-vm: module tools
 
 # The packages in a Debian with its own systemd, over reboots and crashes.
 test-debian: deb
-	@KILLS=$(KILLS) SEED=$(SEED) tests/debian/run.sh $(FIRST)
+	@KILLS=$(KILLS) BOOTS=$(BOOTS) SEED=$(SEED) tests/debian/run.sh $(FIRST)
 
 deb: module tools
 	@scripts/deb.sh $(TARGETS)

@@ -16,6 +16,9 @@ are taken out of the root filesystem, as the boot loader would.
 With KILLS=N, instead of all after `install`: QEMU is killed N times, at random moments (SEED=...), under load, in the
 midst of transitions, and at boot. After each the chains go on, and the images follow the next snapshots. What has
 passed is not run again with the same module, tools and test.
+
+With BOOTS=N, instead: N clean boots with both devices tracked and N without us, in turn, on a CPU whose clock counts
+instructions (QEMU's icount), so that what else this machine does is not in the times.
 """
 
 import glob
@@ -24,6 +27,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -37,14 +41,16 @@ LOGS = f"{TOP}/target/debian-logs"
 OFFSET = 1 << 20            # where the root partition begins
 UUID = "6b1d4bd5-6f6c-4a40-9a5c-0d1de3f5a001"
 KILLS = int(os.environ.get("KILLS") or 0)
+BOOTS = int(os.environ.get("BOOTS") or 0)
+SLOW = KILLS or BOOTS
 SEED = os.environ.get("SEED", "1")
 PASSED = f"{TOP}/target/powercut/kills.txt"
 STAGES = ["install", "reboot", "snapshot", "crash", "reset", "wrong", "off"]
 # A boot that something of ours holds up takes longer than this, on the slowest machine.
-BOOT_TIME = 600 if KILLS else 300
-STAGE_TIME = 1500 if KILLS else 600
+BOOT_TIME = 600 if SLOW else 300
+STAGE_TIME = 1500 if SLOW else 600
 # TCG with several threads trips over the kernel's code patching now and then, long before it knows a disk.
-EARLY_TIME, EARLY_TRIES = (150 if KILLS else 40), 4
+EARLY_TIME, EARLY_TRIES = (150 if SLOW else 40), 4
 
 
 class Failed(Exception):
@@ -123,8 +129,12 @@ class Machine:
         return out
 
     def argv(self, stage, log):
-        argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
-                "-accel", "tcg,thread=multi", "-M", "q35,sata=off", "-cpu", "max", "-smp", "2", "-m", "1G",
+        how = ["-accel", "tcg,thread=multi", "-smp", "2"]
+        if BOOTS and stage != "install":
+            # A nanosecond for each instruction.
+            how = ["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=on"]
+        argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *how,
+                "-M", "q35,sata=off", "-cpu", "max", "-m", "1G",
                 "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
                 "-kernel", self.extract("vmlinuz"), "-initrd", self.extract("initrd.img"),
                 "-append", f"root=UUID={UUID} ro console=ttyS0 panic=-1 oops=panic printk.time=1 systemd.show_status=1 systemd.log_color=0"
@@ -233,6 +243,8 @@ def passed_before():
 
 
 def stages():
+    if BOOTS:
+        return ["install", *["boot", "off"] * BOOTS]
     if not KILLS:
         return STAGES
     # Each third one at boot. The last boot only looks.
@@ -273,6 +285,10 @@ def main():
         killed = f"killed after {told['killed']:.1f} s of it; " if KILLS and "killed" in told else ""
         what = f"added by the crash before: {told['added']}" if "added" in told else told.get("boot", "")
         lines.append(f"{stage:>10} {took:6.0f}s {told.get('up', 0):8.0f}s   {killed}{what}")
+    for what, name in (("boot", "with both devices tracked"), ("off", "without us")) if BOOTS else ():
+        busy = [int(told["busy"]) for stage, _, told in times if stage == what]
+        lines.append(f"{name}: {statistics.median(busy) / 1000:.2f} s of instructions until the last unit "
+                     f"({min(busy) / 1000:.2f} to {max(busy) / 1000:.2f}, {len(busy)} boots)")
     lines.append(f"Debian VM on {machine.kernel}: all stages passed, {time.monotonic() - started:.0f} s"
                  + (f"; killed {KILLS} times, no block missed" if KILLS else ""))
     say("\n".join(lines))

@@ -6,4 +6,4 @@
 target "${1:-trixie}"
 "$TOP/tests/debian/image.sh" "$T_NAME"
 [ -e "$TOP/target/deb/dattobd-modules-$(cat "$STATE/kernel")_"*.deb ] || die "run make deb first"
-in_chroot env DBD_TARGET="$T_NAME" KILLS="${KILLS:-}" SEED="${SEED:-1}" python3 /dattobd/tests/debian/run.py
+in_chroot env DBD_TARGET="$T_NAME" KILLS="${KILLS:-}" BOOTS="${BOOTS:-}" SEED="${SEED:-1}" python3 /dattobd/tests/debian/run.py
