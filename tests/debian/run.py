@@ -195,8 +195,9 @@ class Machine:
                         qemu.wait()
                         break
                     if not early and (now > EARLY_TIME or ended or stage == "boot-kill"):
-                        with open(f"{log}/console.txt", "rb") as f:
-                            early = b"Run /init as init process" in f.read()
+                        if os.path.exists(f"{log}/console.txt"):
+                            with open(f"{log}/console.txt", "rb") as f:
+                                early = b"Run /init as init process" in f.read()
                         if not early and (now > EARLY_TIME or ended):
                             raise NotStarted
                     if stage == "boot-kill" and early and kill_at is None:
