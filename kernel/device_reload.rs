@@ -188,7 +188,8 @@ impl Device {
         let geometry = Geometry { origin_bytes: origin.bytes() };
         let Loaded { root, generation, words, changes, added, extents, copies } = loaded;
         let changes = Arc::new(changes, GFP_KERNEL)?;
-        let crash_blocks = root.crash_blocks.saturating_add(added);
+        // Marks that no checkpoint has taken back between two crashes add the same blocks twice.
+        let crash_blocks = root.crash_blocks.saturating_add(added).min(changes.count());
         let (seqid, uuid, falloc_size) = (root.seqid, root.uuid, root.falloc_size);
         let snapshot_mode = root.snapshot;
         let file = CowFile {
