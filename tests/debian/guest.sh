@@ -109,6 +109,7 @@ after_kill() {
         say "$(dbdctl info --json $minor | jq -c '.devices[0] | {minor, state_text, error, seq_id, crash_blocks, nr_changed_blocks}')"
         is $minor chain_broken false
         is $minor recorded true
+        [ "$(json $minor crash_blocks)" -le "$(json $minor nr_changed_blocks)" ] || fail "more added than changed"
         added="$added$(json $minor crash_blocks) of $(json $minor nr_changed_blocks) blocks, "
         case "$(json $minor state_text)" in
         "active incremental") ;;
