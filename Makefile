@@ -13,7 +13,7 @@ help:
 	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
 	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes; KILLS=10: kills"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
-	@echo "                     QUICK=1: a dozen; SEED=...: other ones; FAULT=6: the counter-test"
+	@echo "                     QUICK=1: a few; SEED=...: other ones; FAULT=6: the counter-test"
 	@echo "make module          build the module for the packaged target kernel"
 	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
 	@echo "                     build it for this machine's kernel, in place"
@@ -77,7 +77,7 @@ test-powercut:
 
 # Goes on where it was stopped; results and recordings are in target/powercut. The whole of it also kills the
 # Debian VM KILLS times.
-N ?= $(if $(QUICK),12,200)
+N ?= $(if $(QUICK),9,200)
 SEED ?= 1
 powercut: KILLS ?= 10
 powercut: module tools $(if $(QUICK)$(FAULT),,deb)
@@ -85,7 +85,7 @@ powercut: module tools $(if $(QUICK)$(FAULT),,deb)
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/vm-image.sh $(FIRST)
 	@$(if $(QUICK)$(FAULT),,KILLS=$(KILLS) SEED=$(SEED) tests/debian/run.sh $(FIRST))
-	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
+	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 1) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
 
 PREFIX ?= /usr/local
 install:

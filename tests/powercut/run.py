@@ -30,7 +30,6 @@ SCRATCH = 1 << 30
 PARTITION = 1 << 20     # where the filesystem begins
 ROUNDS = 2
 DISKS_EACH = 14         # cuts that one VM looks at
-AGAIN_EACH = 2          # cuts of one recording whose reload, mount and new life are recorded and cut again
 SIZE = 160 << 20        # of the filesystem's partition
 # What a cut hits. One turn of this wheel has each as often as it matters.
 WHEEL = ("incremental", "to-snapshot", "sealed", "to-incremental", "snapshot", "incremental",
@@ -546,7 +545,7 @@ class Run:
             sources = [main]
             if not self.o.no_module:
                 failed += main.note["lives"] != 4
-                again = [self.again(main, k) for k in range(AGAIN_EACH)]
+                again = [self.again(main, k) for k in range(self.o.again)]
                 failed += again.count(None)
                 sources += filter(None, again)
             if not self.o.no_module and not self.o.lies:
@@ -589,6 +588,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--cuts", type=int, default=200)
     p.add_argument("--each", type=int, default=50, help="cuts of one recording")
+    p.add_argument("--again", type=int, default=2,
+                   help="cuts of one recording whose reload, mount and new life are recorded and cut again")
     p.add_argument("--seed", default="1")
     p.add_argument("--fs", choices=("ext4", "xfs"), help="only this one: half the recordings")
     p.add_argument("--fault", type=int, default=0, help="record with the build for counter-tests; some cut must miss")
