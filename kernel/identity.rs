@@ -32,6 +32,22 @@ pub(crate) fn fs_type(io: &mut RawIo) -> Result<&'static CStr> {
     }
 }
 
+/// Where ext4 keeps the first copy of its superblock, in KiB: at the start of the second group. `None`: the
+/// device has no ext4, or none of a size that can be.
+pub(crate) fn spare_super(io: &mut RawIo) -> Result<Option<u64>> {
+    let block = io.read(0)?;
+    let field = |at: usize| -> u64 {
+        let bytes = part(block, EXT4_SUPER.saturating_add(at), 4);
+        bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
+    };
+    if part(block, EXT4_SUPER + 0x38, 2) != [0x53, 0xef] {
+        return Ok(None);
+    }
+    let (first, kib_shift, group) = (field(0x14), field(0x18), field(0x20));
+    let spare = first.saturating_add(group);
+    Ok((kib_shift <= 6).then(|| spare << kib_shift))
+}
+
 /// The digests of the first block as it is on disk now.
 pub(crate) fn read(io: &mut RawIo) -> Result<Digests> {
     Ok(digests(io.read(0)?))

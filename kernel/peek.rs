@@ -11,6 +11,7 @@ use crate::sys::{
     bdev::Bdev,
     bio::{HeldBio, Status},
     disk::{BioDisk, BioDriver, Kind},
+    errno::EBADMSG,
     raw_io::RawIo,
     superblock::PrivateMount,
     vfs::Place,
@@ -51,7 +52,10 @@ pub(crate) fn first_block(
     path: &CStr,
     block: &mut [u8; 4096],
 ) -> Result {
-    let fs_type = identity::fs_type(&mut RawIo::new(origin.device())?)?;
+    let mut io = RawIo::new(origin.device())?;
+    let fs_type = identity::fs_type(&mut io)?;
+    let spare = identity::spare_super(&mut io)?;
+    drop(io);
     let options: &[&CStr] = match fs_type.to_bytes() {
         b"xfs" => &[c"norecovery", c"nouuid"],
         _ => &[c"noload"],
@@ -64,7 +68,12 @@ pub(crate) fn first_block(
     let sectors = origin.device().sectors();
     let disk = BioDisk::add(Kind::Snapshot, &name, origin.device(), sectors, driver)?;
     let node = CString::try_from_fmt(fmt!("/dev/dattopeek{minor}"))?;
-    let result = read(fs_type, &node, options, path, block);
+    let mut result = read(fs_type, &node, options, path, block);
+    if let (Err(EBADMSG), Some(spare)) = (result, spare) {
+        // A power cut has torn the superblock. What is looked for was there long before.
+        let option = CString::try_from_fmt(fmt!("sb={spare}"))?;
+        result = read(fs_type, &node, &[c"noload", &option], path, block);
+    }
     // Removed while it is still open: the mount's own handle is only given back when this task returns
     // to user space. Who holds it finds it dead.
     drop(disk);

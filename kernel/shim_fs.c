@@ -189,9 +189,18 @@ struct fs_context *dbd_mount_begin(const char *fs_type, const char *source)
 	return fc;
 }
 
-int dbd_mount_flag(struct fs_context *fc, const char *key)
+/* "key" or "key=value", as for mount -o; only one. */
+int dbd_mount_option(struct fs_context *fc, const char *option)
 {
-	return vfs_parse_fs_string(fc, key, NULL);
+	const char *value = strchr(option, '=');
+	char key[16];
+
+	if (!value)
+		return vfs_parse_fs_string(fc, option, NULL);
+	if (value - option >= sizeof(key))
+		return -EINVAL;
+	strscpy(key, option, value - option + 1);
+	return vfs_parse_fs_string(fc, key, value + 1);
 }
 
 /* Frees @fc in every case. */

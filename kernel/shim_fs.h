@@ -46,7 +46,7 @@ int dbd_sb_thaw(struct super_block *sb);
 struct vfsmount *dbd_sb_private_mount(struct super_block *sb);
 
 struct fs_context *dbd_mount_begin(const char *fs_type, const char *source);
-int dbd_mount_flag(struct fs_context *fc, const char *key);
+int dbd_mount_option(struct fs_context *fc, const char *option);
 struct vfsmount *dbd_mount_finish(struct fs_context *fc);
 void dbd_mount_abort(struct fs_context *fc);
 

@@ -75,7 +75,7 @@ extern "C" {
     pub(super) fn dbd_sb_private_mount(sb: *mut bindings::super_block) -> *mut bindings::vfsmount;
 
     pub(super) fn dbd_mount_begin(fs_type: *const c_char, source: *const c_char) -> *mut FsContext;
-    pub(super) fn dbd_mount_flag(fc: *mut FsContext, key: *const c_char) -> c_int;
+    pub(super) fn dbd_mount_option(fc: *mut FsContext, option: *const c_char) -> c_int;
     pub(super) fn dbd_mount_finish(fc: *mut FsContext) -> *mut bindings::vfsmount;
     pub(super) fn dbd_mount_abort(fc: *mut FsContext);
 

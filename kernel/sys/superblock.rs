@@ -295,13 +295,13 @@ impl PrivateMount {
         NonNull::new(mnt).map(Self).ok_or(ENOMEM)
     }
 
-    /// Mounts the device node `source` read-only, with options that take no value.
+    /// Mounts the device node `source` read-only, with options as `mount -o` takes them.
     pub(crate) fn read_only(fs_type: &CStr, source: &CStr, options: &[&CStr]) -> Result<Self> {
         // SAFETY: Both are NUL-terminated.
         let fc = from_err_ptr(unsafe { ffi::dbd_mount_begin(fs_type.as_ptr(), source.as_ptr()) })?;
         for option in options {
             // SAFETY: `fc` is valid until `finish` or `abort`.
-            let result: c_int = unsafe { ffi::dbd_mount_flag(fc, option.as_ptr()) };
+            let result: c_int = unsafe { ffi::dbd_mount_option(fc, option.as_ptr()) };
             if let Err(e) = to_result(result) {
                 // SAFETY: Not used any more.
                 unsafe { ffi::dbd_mount_abort(fc) };
