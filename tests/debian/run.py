@@ -17,7 +17,7 @@ With KILLS=N, instead of all after `install`: QEMU is killed N times, at random 
 midst of transitions, and at boot. After each the chains go on, and the images follow the next snapshots. What has
 passed is not run again with the same module, tools and test.
 
-With BOOTS=N, instead: N clean boots with both devices tracked and N without us, in turn, on a CPU whose clock counts
+With BOOTS=N, instead: N clean boots with both devices tracked, then N without us, on a CPU whose clock counts
 instructions (QEMU's icount), so that what else this machine does is not in the times.
 """
 
@@ -252,7 +252,8 @@ def passed_before():
 
 def stages():
     if BOOTS:
-        return ["install", *["boot", "off"] * BOOTS]
+        # A boot without us ends the chains.
+        return ["install", *["boot"] * BOOTS, *["off"] * BOOTS]
     if not KILLS:
         return STAGES
     # Each third one at boot. The last boot only looks.
