@@ -47,14 +47,16 @@ fn index(x: u64) -> usize {
 /// Sets the bits `from..to` (`from < to <= LEAF_BLOCKS`) and returns how many were not set before.
 fn set_bits(leaf: &Leaf, from: u64, to: u64) -> u64 {
     let first = from / 64;
+    let mut base = first.wrapping_mul(64);
     let mut new = 0u64;
-    for (word, w) in leaf.iter().zip(0u64..).skip(index(first)) {
-        let base = w.wrapping_mul(64);
+    // From a slice that starts at the first word: `skip` on a zip walks the leaf up to there.
+    for word in leaf.get(index(first)..).unwrap_or(&[]) {
         if base >= to {
             break;
         }
         let m = mask(from.saturating_sub(base), to.saturating_sub(base).min(64));
         new = new.wrapping_add(or_word(word, m));
+        base = base.wrapping_add(64);
     }
     new
 }
