@@ -48,14 +48,16 @@ test: build-every test-host test-vm test-powercut test-debian
 
 # Both kernels must take the module, also where only the first one is booted.
 build-every:
-	@for t in $(EVERY); do scripts/kernel.sh $$t && scripts/build-module.sh $$t || exit 1; done
+	@for t in $(EVERY); do \
+	    scripts/kernel.sh $$t && scripts/build-module.sh $$t && scripts/build-test-modules.sh $$t || exit 1; \
+	done
 
 test-host: setup
 	@scripts/test-host.sh $(FIRST)
 
 test-vm: module tools
 	@for t in $(TARGETS); do \
-	    scripts/build-module.sh $$t faults && scripts/stage-modules.sh $$t && \
+	    scripts/build-module.sh $$t faults && scripts/build-test-modules.sh $$t && scripts/stage-modules.sh $$t && \
 	    scripts/vm-image.sh $$t && DBD_TARGET=$$t scripts/vm.sh test $(CASES) || exit 1; \
 	done
 
