@@ -89,7 +89,8 @@ impl Device {
         if add == 0 {
             return Ok(());
         }
-        let free = self.free_at_point(live)?;
+        // The snapshot may have failed while it was read: then the answer is that of a failed one.
+        let free = self.free_at_point(live).or_else(|e| self.may(Call::Expand).and(Err(e)))?;
         let gained = self.grow(live, add, 0, &free)?;
         if gained == 0 {
             pr_warn!(
@@ -116,7 +117,8 @@ impl Device {
             }
             return Ok(());
         }
-        live.free_at_point = Some(this.free_at_point(live)?);
+        live.free_at_point =
+            Some(this.free_at_point(live).or_else(|e| this.may(Call::AutoExpand).and(Err(e)))?);
         let auto = AutoExpand {
             step_mib,
             reserve_mib,
