@@ -64,6 +64,7 @@ mod cow_create;
 mod cow_file;
 mod cow_grow;
 mod cow_seal;
+mod delays;
 mod device;
 mod device_destroy;
 mod device_mount;

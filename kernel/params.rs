@@ -47,6 +47,13 @@ pub(crate) fn debug() -> bool {
     module::debug() != 0
 }
 
+/// The longest delay that a test wants between the steps of a first overwrite, in microseconds, and between
+/// which (`delays.rs`).
+#[cfg(dattobd_test_faults)]
+pub(crate) fn test_delay() -> (u32, u32) {
+    (module::test_delay(), module::test_delay_steps())
+}
+
 /// Which deliberate defect a counter-test has switched on (`faults.rs`); 0: none.
 #[cfg(dattobd_test_faults)]
 pub(crate) fn test_fault() -> u32 {

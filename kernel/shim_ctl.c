@@ -87,6 +87,14 @@ static const struct kernel_param_ops dbd_fault_ops = {
 };
 module_param_cb(test_fault, &dbd_fault_ops, NULL, 0644);
 MODULE_PARM_DESC(test_fault, "Test builds only: a deliberate defect to switch on, by name or number");
+
+unsigned int dattobd_test_delay;
+module_param_named(test_delay, dattobd_test_delay, uint, 0644);
+MODULE_PARM_DESC(test_delay, "Test builds only: microseconds that each step of a first overwrite waits at most");
+
+unsigned int dattobd_test_delay_steps = ~0U;
+module_param_named(test_delay_steps, dattobd_test_delay_steps, uint, 0644);
+MODULE_PARM_DESC(test_delay_steps, "Test builds only: which steps wait, a sum of the numbers in kernel/delays.rs");
 #endif
 
 MODULE_VERSION(DATTOBD_VERSION);

@@ -26,6 +26,7 @@
 //! `error` goes from 0 to an errno once, before any held bio is let go without its old data. From
 //! then on every read of the snapshot fails, and every write passes.
 
+use crate::delays::{self, Step};
 use crate::events::SnapshotEvents;
 use crate::intercept;
 use crate::log_load::CopyMap;
@@ -196,6 +197,7 @@ impl_has_work! {
 impl WorkItem<0> for Snapshot {
     type Pointer = Arc<Self>;
     fn run(this: Arc<Self>) {
+        delays::at(Step::Claim);
         claim::run(&this);
     }
 }
@@ -203,6 +205,7 @@ impl WorkItem<0> for Snapshot {
 impl WorkItem<1> for Snapshot {
     type Pointer = Arc<Self>;
     fn run(this: Arc<Self>) {
+        delays::at(Step::Publish);
         release::run(&this);
     }
 }
@@ -210,6 +213,7 @@ impl WorkItem<1> for Snapshot {
 impl WorkItem<2> for Snapshot {
     type Pointer = Arc<Self>;
     fn run(this: Arc<Self>) {
+        delays::at(Step::Copy);
         copy::run(&this);
     }
 }
@@ -217,6 +221,7 @@ impl WorkItem<2> for Snapshot {
 impl WorkItem<3> for Snapshot {
     type Pointer = Arc<Self>;
     fn run(this: Arc<Self>) {
+        delays::at(Step::Stored);
         stored::run(&this);
     }
 }
@@ -446,6 +451,7 @@ impl Snapshot {
 
     /// Hands a bio back to whoever submitted it.
     pub(crate) fn hand_back(&self, bio: HeldBio) {
+        delays::at(Step::Release);
         intercept::resume(bio, self.tracker);
         self.held.leave();
     }

@@ -22,6 +22,10 @@ extern "C" {
     static dattobd_checkpoint_ms: AtomicU32;
     #[cfg(dattobd_test_faults)]
     static dattobd_test_fault: AtomicU32;
+    #[cfg(dattobd_test_faults)]
+    static dattobd_test_delay: AtomicU32;
+    #[cfg(dattobd_test_faults)]
+    static dattobd_test_delay_steps: AtomicU32;
 
     fn dbd_this_module() -> *mut bindings::module;
     fn dbd_version() -> *const c_char;
@@ -79,6 +83,20 @@ pub(crate) fn checkpoint_ms() -> u32 {
 pub(crate) fn test_fault() -> u32 {
     // SAFETY: as in `cow_max_memory_default`.
     unsafe { &dattobd_test_fault }.load(Ordering::Relaxed)
+}
+
+/// Parameter `test_delay` as given.
+#[cfg(dattobd_test_faults)]
+pub(crate) fn test_delay() -> u32 {
+    // SAFETY: as in `cow_max_memory_default`.
+    unsafe { &dattobd_test_delay }.load(Ordering::Relaxed)
+}
+
+/// Parameter `test_delay_steps` as given.
+#[cfg(dattobd_test_faults)]
+pub(crate) fn test_delay_steps() -> u32 {
+    // SAFETY: as in `cow_max_memory_default`.
+    unsafe { &dattobd_test_delay_steps }.load(Ordering::Relaxed)
 }
 
 /// The address of this module's `struct module`.
