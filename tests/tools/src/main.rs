@@ -11,7 +11,8 @@ use clap::{Parser, Subcommand};
 use ioctl_abi::ioctl as abi;
 use test_tools::extents::{Blocks, Skip};
 use test_tools::{
-    cmp, control, cow, extents, files, flush_points, mark, race, raw, stamp, sys, wipe,
+    cmp, control, cow, extents, files, finding, flush_points, fsx, fuzz, hammer, hog, mark, race,
+    raw, stamp, sys, wipe,
 };
 
 #[derive(Parser)]
@@ -171,6 +172,14 @@ enum Command {
         /// field=value
         args: Vec<String>,
     },
+    /// Write to and read from a part of a device, and count what fails
+    Hammer(hammer::Options),
+    /// Do random things with one file and compare each read with what must be there
+    Fsx(fsx::Options),
+    /// Use memory at random and check that it keeps what was stored
+    Hog(hog::Options),
+    /// Make random calls on the control node from many threads
+    Fuzz(fuzz::Options),
     /// Erase a byte range of a block device securely
     SecureErase {
         /// Block device
@@ -327,6 +336,10 @@ fn run(command: Command) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::from(left.count() > allow)));
         }
         Command::Ioctl { name, args } => raw::run(&name, &args)?,
+        Command::Hammer(o) => hammer::run(&o)?,
+        Command::Fsx(o) => fsx::run(&o)?,
+        Command::Hog(o) => hog::run(&o)?,
+        Command::Fuzz(o) => fuzz::run(&o)?,
         Command::SecureErase { device, start, len } => {
             sys::secure_erase(&sys::open_write(&device, 0)?, start, len)?;
         }
@@ -348,7 +361,8 @@ fn main() -> ExitCode {
         Err(e) => {
             eprintln!("dbdtest: {e:#}");
             // 1: a check has found something; 2: the check itself did not work.
-            ExitCode::from(if e.is::<race::Changed>() { 1 } else { 2 })
+            let found = e.is::<race::Changed>() || e.is::<finding::Finding>();
+            ExitCode::from(if found { 1 } else { 2 })
         }
     }
 }

@@ -101,6 +101,26 @@ pub fn zero_out(file: &File, start: u64, len: u64) -> io::Result<()> {
     range_ioctl(file, BLKZEROOUT, start, len)
 }
 
+/// `fallocate` with `FALLOC_FL_*`.
+pub fn fallocate(file: &File, mode: i32, at: u64, len: u64) -> io::Result<()> {
+    // SAFETY: only numbers are passed.
+    let r = unsafe { libc::fallocate(file.as_raw_fd(), mode, at as _, len as _) };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Asks that the page cache forgets the file.
+pub fn drop_cache(file: &File) -> io::Result<()> {
+    // SAFETY: only numbers are passed.
+    let r = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    if r != 0 {
+        return Err(io::Error::from_raw_os_error(r));
+    }
+    Ok(())
+}
+
 /// The logical block size of a block device; 512 for a file.
 pub fn logical_block_size(file: &File) -> u64 {
     let mut size: libc::c_int = 0;
@@ -278,6 +298,105 @@ pub fn unterminated_at_edge(text: &[u8]) -> Result<u64> {
         std::ptr::copy_nonoverlapping(text.as_ptr(), start, text.len());
         Ok(start as u64)
     }
+}
+
+/// Pages for arguments of wild calls, with inaccessible ones on both sides: what the kernel writes
+/// past either end faults instead of hitting memory of this process. Several threads may use one;
+/// nobody reads it, so that it does not matter what they leave there.
+pub struct Arena {
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is never unmapped, and no reference into it ever exists.
+unsafe impl Send for Arena {}
+// SAFETY: as above; racing stores leave some mixture of bytes, which is welcome.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    const PAGE: usize = 4096;
+
+    /// `pages` readable and writable pages, left mapped until the process ends.
+    pub fn new(pages: usize) -> Result<Self> {
+        let len = pages * Self::PAGE;
+        // SAFETY: a new anonymous mapping; its first and last page are made inaccessible.
+        unsafe {
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                len + 2 * Self::PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error()).context("mmap");
+            }
+            let at: *mut u8 = at.cast();
+            for edge in [at, at.add(Self::PAGE + len)] {
+                if libc::mprotect(edge.cast(), Self::PAGE, libc::PROT_NONE) < 0 {
+                    return Err(io::Error::last_os_error()).context("mprotect");
+                }
+            }
+            Ok(Self {
+                at: at.add(Self::PAGE),
+                len,
+            })
+        }
+    }
+
+    /// From now on the kernel can read it and not write to it; neither can [`Arena::store`].
+    pub fn make_read_only(&self) -> Result<()> {
+        // SAFETY: the very range that `new` mapped.
+        if unsafe { libc::mprotect(self.at.cast(), self.len, libc::PROT_READ) } < 0 {
+            return Err(io::Error::last_os_error()).context("mprotect");
+        }
+        Ok(())
+    }
+
+    /// Bytes of it.
+    pub fn size(&self) -> usize {
+        self.len
+    }
+
+    /// The address of a byte, or of the first one behind the end.
+    pub fn address(&self, at: usize) -> u64 {
+        assert!(at <= self.len);
+        self.at as u64 + at as u64
+    }
+
+    /// Stores as much of `bytes` as fits behind `at`.
+    pub fn store(&self, at: usize, bytes: &[u8]) {
+        let n = bytes.len().min(self.len.saturating_sub(at));
+        for (i, &b) in bytes[..n].iter().enumerate() {
+            // SAFETY: inside the mapping; volatile, as others may store there too.
+            unsafe { self.at.add(at + i).write_volatile(b) };
+        }
+    }
+}
+
+/// Makes SIGUSR1 interrupt system calls of this process and do nothing else.
+pub fn let_signals_interrupt() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: the handler does nothing, so it is safe in any state; the struct is plain data, for
+    // which zeros are valid: no flags (SA_RESTART among them), an empty mask.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+    }
+}
+
+/// The number of the calling thread, for [`interrupt`].
+pub fn thread_number() -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { libc::gettid() }
+}
+
+/// Sends SIGUSR1 to a thread of this process, if it still runs.
+pub fn interrupt(thread: i32) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) };
 }
 
 /// Marks types of this crate as plain bytes for ioctls.
