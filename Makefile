@@ -6,7 +6,7 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm test-powercut test-debian powercut build-every module tools setup install deb bundle clean distclean
+.PHONY: help demo test test-host test-vm test-powercut test-debian test-stress powercut stress build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
@@ -14,6 +14,9 @@ help:
 	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes; KILLS=10: kills"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
 	@echo "                     QUICK=1: a few; SEED=...: other ones; FAULT=6: the counter-test"
+	@echo "make stress          hours under load, errors, memory pressure and hostile callers (HOURS=1); goes on where"
+	@echo "                     it was stopped. ONLY=s4 SEED=7 COUNT=100 ROUNDS=1 FRESH=1: one program, again"
+	@echo "make test-stress     a few minutes of it, in make test"
 	@echo "make module          build the module for the packaged target kernel"
 	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
 	@echo "                     build it for this machine's kernel, in place"
@@ -44,7 +47,7 @@ demo: module tools
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/demo.sh
 
-test: build-every test-host test-vm test-powercut test-debian
+test: build-every test-host test-vm test-powercut test-debian test-stress
 
 # Both kernels must take the module, also where only the first one is booted.
 build-every:
@@ -88,6 +91,17 @@ powercut: module tools $(if $(QUICK)$(FAULT),,deb)
 	@scripts/vm-image.sh $(FIRST)
 	@$(if $(QUICK)$(FAULT),,KILLS=$(KILLS) SEED=$(SEED) tests/debian/run.sh $(FIRST))
 	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 1) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
+
+# The programs of tests/stress, one VM each. SLOW=4: a kernel or machine on which everything takes so much longer.
+STRESS_FLAGS = --seed $(SEED) $(if $(COUNT),--count $(COUNT)) $(if $(FRESH),--fresh) $(if $(FAULT),--fault $(FAULT)) \
+    $(if $(SLOW),--slow $(SLOW)) $(if $(JOBS),--jobs $(JOBS)) $(ONLY)
+.PHONY: stress-ready
+stress-ready: module tools
+	@scripts/build-module.sh $(FIRST) faults && scripts/stage-modules.sh $(FIRST) && scripts/vm-image.sh $(FIRST)
+stress: stress-ready
+	@scripts/stress.sh $(if $(HOURS),--hours $(HOURS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(STRESS_FLAGS)
+test-stress: stress-ready
+	@scripts/stress.sh --short $(STRESS_FLAGS)
 
 PREFIX ?= /usr/local
 install:

@@ -110,6 +110,7 @@ class Vm:
             tar.add(f"{TOP}/tests/vm", "t")
             tar.add(f"{TOP}/tests/demo", "t/demo") if os.path.isdir(f"{TOP}/tests/demo") else None
             tar.add(f"{TOP}/tests/powercut", "t/powercut")
+            tar.add(f"{TOP}/tests/stress", "t/stress") if os.path.isdir(f"{TOP}/tests/stress") else None
             tar.add(f"{TOP}/dist", "t/dist") if os.path.isdir(f"{TOP}/dist") else None
             tar.add(self.bindir, "t/bin")
             tar.add(command, "t/command")
