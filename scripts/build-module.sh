@@ -9,13 +9,14 @@ variant=${2:-}
 kernel=$(cat "$STATE/kernel")
 out=target/module/$T_NAME${variant:+/$variant}
 
-# Built in a copy: the kernel's build system leaves its objects beside the sources.
+# Built in a copy: the kernel's build system leaves its objects beside the sources. A changed file is as new
+# as its copy (not -t): with its own, older time make would keep an object that was made of the one before.
 build() {
     in_chroot bash -euc '
         out=/dattobd/$1
         mkdir -p "$out/src"
         cd /dattobd
-        rsync -a --delete --exclude "*.o" --exclude "*.ko" --exclude ".*.cmd" --exclude "*.mod*" \
+        rsync -rlp --checksum --delete --exclude "*.o" --exclude "*.ko" --exclude ".*.cmd" --exclude "*.mod*" \
             --exclude Module.symvers --exclude modules.order --exclude "*.rmeta" \
             Kbuild Cargo.toml kernel ioctl-abi "$out/src/"
         make -s -C "/lib/modules/$2/build" M="$out/src" CC="x86_64-linux-gnu-gcc-$3" \
