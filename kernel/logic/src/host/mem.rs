@@ -3,7 +3,7 @@
 
 use super::sync::{AtomicPtr, AtomicU64};
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 /// Words in a page-sized leaf. Tiny when a model is checked: loom counts every atomic.
 pub const WORDS: usize = if cfg!(loom) { 2 } else { 512 };
@@ -63,6 +63,13 @@ pub unsafe trait Zeroable: Sized {
 unsafe impl Zeroable for AtomicU64 {
     fn zeroed() -> Self {
         Self::new(0)
+    }
+}
+
+// SAFETY: zero bytes are 0.
+unsafe impl Zeroable for u64 {
+    fn zeroed() -> Self {
+        0
     }
 }
 
@@ -136,5 +143,79 @@ impl<T> LeafBox<T> {
     pub unsafe fn from_raw(raw: *mut T) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { Box::from_raw(raw) })
+    }
+}
+
+impl<T> Deref for LeafBox<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for LeafBox<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+/// A list whose memory is got all at once.
+pub struct List<T>(Vec<T>);
+
+impl<T> List<T> {
+    /// Without room.
+    pub const fn empty() -> Self {
+        Self(Vec::new())
+    }
+
+    /// With room for `n`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// No memory.
+    pub fn with_capacity(n: usize) -> Result<Self, AllocError> {
+        check()?;
+        Ok(Self(Vec::with_capacity(n)))
+    }
+
+    /// How many fit.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Puts a value at number `at`. False, and it is dropped: no room, or the list is not that long.
+    pub fn insert(&mut self, at: usize, value: T) -> bool {
+        let fits = self.0.len() < self.0.capacity() && at <= self.0.len();
+        if fits {
+            self.0.insert(at, value);
+        }
+        fits
+    }
+
+    /// Takes number `at` out.
+    pub fn remove(&mut self, at: usize) -> Option<T> {
+        (at < self.0.len()).then(|| self.0.remove(at))
+    }
+
+    /// Moves all of `other` behind what is here; nothing when they do not all fit.
+    pub fn move_from(&mut self, other: &mut List<T>) {
+        if self.0.capacity().saturating_sub(self.0.len()) >= other.0.len() {
+            self.0.append(&mut other.0);
+        }
+    }
+}
+
+impl<T> Deref for List<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for List<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
     }
 }

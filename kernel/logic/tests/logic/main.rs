@@ -9,6 +9,8 @@ mod change_map;
 mod decide;
 mod errno;
 mod extents;
+mod index;
+mod preserved;
 mod private;
 mod read_plan;
 mod regions;
