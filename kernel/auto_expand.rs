@@ -52,7 +52,7 @@ fn usable(gained: &[FileExtent], free: &[Extent], snapshot: &Snapshot) -> Result
             let block = e.origin_block.saturating_add(i);
             let left = e.len.saturating_sub(i);
             let run = match free_run(free, block) {
-                0 if snapshot.map.preserved(block, 1) => 1,
+                0 if snapshot.preserved.all(block, 1) => 1,
                 0 => {
                     i = i.saturating_add(1);
                     continue;

@@ -5,7 +5,8 @@
 //! are given out in the order in which the reads are submitted.
 
 use crate::faults::{self, Fault};
-use crate::logic::block_map::Entry;
+use crate::logic::index::Stock;
+use crate::logic::index_page::{Found, Run};
 use crate::snapshot::{OldRead, Snapshot, Wake, MAX_JOB};
 use crate::sys::{
     bio::BioList,
@@ -24,11 +25,13 @@ pub(crate) struct Claims {
     current: Option<(u64, u64)>,
     /// Places that were taken but found no page: first block and count.
     spare: Option<(u64, u64)>,
+    /// Memory for the index to grow.
+    stock: Stock,
 }
 
 impl Claims {
     pub(crate) const fn new() -> Self {
-        Self { queue: BioList::new(), current: None, spare: None }
+        Self { queue: BioList::new(), current: None, spare: None, stock: Stock::empty() }
     }
 
     /// Nothing is left to be claimed.
@@ -39,7 +42,8 @@ impl Claims {
 
 /// Why claiming stops.
 enum Stop {
-    /// The ring is full, or memory is short: whoever retires copies wakes us.
+    /// The ring is full, or memory is short, or the index has had its share of it: whoever retires
+    /// copies, or writes the index, wakes us.
     Blocked(u64),
     /// The snapshot has failed.
     Failed,
@@ -71,7 +75,7 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
                 (start, start.saturating_add(len))
             }
         };
-        match claim_range(snap, &mut claims.spare, next, end) {
+        match claim_range(snap, &mut claims, next, end) {
             // Perhaps others had claimed everything and are done: look once.
             Ok(submitted) => {
                 if !submitted || faults::active(Fault::PublishEarly) {
@@ -83,6 +87,10 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
                 claims.current = Some((at, end));
                 snap.claim_blocked.store(true, Ordering::SeqCst);
                 // Either the one who retires sees the flag, or we see what it has retired.
+                if snap.index.is_full() {
+                    snap.as_arc_borrow().wake_page();
+                    return;
+                }
                 if snap.ring.lock().room() == 0 || CopyPage::alloc().is_none() {
                     snap.as_arc_borrow().wake_copy();
                     return;
@@ -96,22 +104,29 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
 /// was any.
 fn claim_range(
     snap: &Arc<Snapshot>,
-    spare: &mut Option<(u64, u64)>,
+    claims: &mut Claims,
     mut next: u64,
     end: u64,
 ) -> Result<bool, Stop> {
     let mut submitted = false;
     while next < end {
-        let run = snap.map.run(next, end.saturating_sub(next));
-        if run.len == 0 {
-            break;
-        }
-        if run.entry != Entry::Unclaimed {
-            next = next.saturating_add(run.len);
-            continue;
-        }
-        next = next.saturating_add(claim_run(snap, spare, next, run.len)?);
-        submitted = true;
+        let left = end.saturating_sub(next);
+        // The memory first: what it does not know (any more) and is not preserved *afterwards* was
+        // never claimed.
+        let free = match snap.index.in_memory(next, left) {
+            Found::Run { len, .. } => {
+                next = next.saturating_add(len);
+                continue;
+            }
+            Found::Gap(len) => len,
+        };
+        next = next.saturating_add(match snap.preserved.run(next, free) {
+            (true, len) => len,
+            (false, len) => {
+                submitted = true;
+                claim_run(snap, claims, next, len)?
+            }
+        });
     }
     Ok(submitted)
 }
@@ -120,7 +135,7 @@ fn claim_range(
 /// How many.
 fn claim_run(
     snap: &Arc<Snapshot>,
-    spare: &mut Option<(u64, u64)>,
+    claims: &mut Claims,
     block: u64,
     len: u64,
 ) -> Result<u64, Stop> {
@@ -128,10 +143,13 @@ fn claim_run(
         Snapshot::fail(snap.as_arc_borrow(), error);
         Stop::Failed
     };
+    // Whoever comes here has broken the seal.
+    snap.index.wake();
     let room = snap.ring.lock().room();
-    if room == 0 {
+    if room == 0 || snap.index.is_full() {
         return Err(Stop::Blocked(block));
     }
+    let Claims { spare, stock, .. } = claims;
     // A quarter of the ring at most, so that the copier has something to do while a large bio claims.
     let want = len.min(MAX_JOB).min(room).min(snap.copy_quarter());
     let (place, want) = match spare.take() {
@@ -145,7 +163,7 @@ fn claim_run(
         None => snap.space.take(want).ok_or_else(|| fail(EFBIG))?,
     };
     snap.space_taken(snap.space.free_blocks());
-    if snap.map.reserve(block, want).is_err() {
+    if snap.preserved.reserve(block, want).is_err() {
         return Err(fail(ENOMEM));
     }
 
@@ -180,13 +198,18 @@ fn claim_run(
         // Pages come back when copies under way reach the disk. None under way: nothing to wait for.
         return Err(if snap.ring.lock().in_use() == 0 { fail(ENOMEM) } else { Stop::Blocked(block) });
     }
-    let seq = snap.ring.lock().push(block, place, got);
+    let seq = snap.ring.lock().push(place, got);
     bio.payload_mut().seq = seq;
-    for i in 0..got {
-        snap.map.claim(block.saturating_add(i), seq.saturating_add(i));
+    // In the ring first: the pager lets go of entries when all that was in the ring before has been read.
+    if let Err(e) = snap.index.insert(Run { block, place, len: got }, stock) {
+        for i in 0..bio.pages() {
+            drop(bio.take_page(i));
+        }
+        return Err(fail(e));
     }
     snap.reads.enter();
     bio.submit();
+    Snapshot::index_grew(snap);
     Ok(got)
 }
 

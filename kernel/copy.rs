@@ -57,17 +57,19 @@ fn write_run(snap: &Arc<Snapshot>, file: &FileMap, seq: u64, file_block: u64, le
         origin_block.saturating_mul(8),
         CopyWrite { snapshot: snap.clone(), seq },
     );
+    let mut ring = snap.ring.lock();
     for i in 0..n {
-        let page = snap.ring.lock().page(seq.saturating_add(i));
-        match page {
+        match ring.page(seq.saturating_add(i)) {
             Some(page) => bio.add_page(page, 4096),
-            None => {
-                for k in 0..bio.pages() {
-                    drop(bio.take_page(k));
-                }
-                return 0;
-            }
+            None => break,
         }
+    }
+    drop(ring);
+    if u64::from(bio.pages()) < n {
+        for k in 0..bio.pages() {
+            drop(bio.take_page(k));
+        }
+        return 0;
     }
     // Counted first, then looked: whoever fails the snapshot stores the error first and then looks at
     // the count. So a foreign write that waits for ours to end either sees this one, or this one

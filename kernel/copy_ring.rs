@@ -8,7 +8,9 @@
 //! ```text
 //!   Reading --fill()--> Ready --next_batch()--> Writing --retire()--> Empty
 //! ```
-//! Ready and Writing slots hold the page, so that snapshot reads can take it from here.
+//! Ready and Writing slots hold the page, so that snapshot reads can take it from here. They look by place:
+//! places in the COW file go up with the sequence numbers. A preserved block whose page is not here is on
+//! disk (`logic/preserved.rs` has the argument).
 
 use crate::sys::page::CopyPage;
 use kernel::alloc::AllocError;
@@ -25,8 +27,6 @@ enum State {
 struct Slot {
     state: State,
     page: Option<CopyPage>,
-    /// Block of the origin.
-    block: u64,
     /// Block of the COW file that the copy goes to.
     file_block: u64,
 }
@@ -60,7 +60,7 @@ impl CopyRing {
         let mut slots = KVVec::with_capacity(n, GFP_KERNEL)?;
         for _ in 0..n {
             slots.push(
-                Slot { state: State::Empty, page: None, block: 0, file_block: 0 },
+                Slot { state: State::Empty, page: None, file_block: 0 },
                 GFP_KERNEL,
             )?;
         }
@@ -107,9 +107,9 @@ impl CopyRing {
         }
     }
 
-    /// Enters `len` claimed blocks, `block` to `file_block` and so on; their first sequence number.
+    /// Enters `len` claimed blocks, whose places are `file_block` and so on; their first sequence number.
     /// The caller has asked for [`CopyRing::room`].
-    pub(crate) fn push(&mut self, block: u64, file_block: u64, len: u64) -> u64 {
+    pub(crate) fn push(&mut self, file_block: u64, len: u64) -> u64 {
         let first = self.head;
         for i in 0..len {
             self.head = self.head.saturating_add(1);
@@ -117,7 +117,6 @@ impl CopyRing {
                 *slot = Slot {
                     state: State::Reading,
                     page: None,
-                    block: block.saturating_add(i),
                     file_block: file_block.saturating_add(i),
                 };
             }
@@ -136,6 +135,44 @@ impl CopyRing {
     /// The copy of `seq`, while it is here.
     pub(crate) fn page(&mut self, seq: u64) -> Option<CopyPage> {
         self.slot(seq)?.page.as_ref().map(CopyPage::share)
+    }
+
+    /// Next sequence number.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Whether the old data of all below `seq` has been read.
+    pub(crate) fn has_read(&mut self, seq: u64) -> bool {
+        (self.tail..seq.min(self.head))
+            .all(|seq| self.slot(seq).is_none_or(|s| s.state != State::Reading))
+    }
+
+    /// The lowest place whose copy may be here: all below are on disk.
+    pub(crate) fn lowest_place(&mut self) -> u64 {
+        let tail = self.tail;
+        self.slot(tail).map_or(u64::MAX, |s| s.file_block)
+    }
+
+    /// The copies for the places from `place` on, those that are here.
+    pub(crate) fn copies(&mut self, place: u64, out: &mut [Option<CopyPage>]) {
+        // The first number whose place is not below.
+        let (mut seq, mut end) = (self.tail, self.head);
+        while seq < end {
+            let middle = seq.saturating_add(end.saturating_sub(seq) / 2);
+            if self.slot(middle).is_some_and(|s| s.file_block < place) {
+                seq = middle.saturating_add(1);
+            } else {
+                end = middle;
+            }
+        }
+        for (to, place) in out.iter_mut().zip(place..) {
+            *to = None;
+            if let Some(s) = self.slot(seq).filter(|s| s.file_block == place) {
+                *to = s.page.as_ref().map(CopyPage::share);
+                seq = seq.saturating_add(1);
+            }
+        }
     }
 
     /// The next copies to write, in order: at most `max`, at least `min`, bound for consecutive
@@ -172,7 +209,7 @@ impl CopyRing {
         Some(Batch { seq, file_block: first, len })
     }
 
-    /// The copy of `seq` is on disk: forgets it. Returns its block and place.
+    /// The copy of `seq` is on disk: forgets it.
     pub(crate) fn retire(&mut self, seq: u64) {
         let page = match self.slot(seq) {
             Some(slot) => {
@@ -191,10 +228,5 @@ impl CopyRing {
                 _ => break,
             }
         }
-    }
-
-    /// Block of the origin and of the file of `seq`.
-    pub(crate) fn place(&mut self, seq: u64) -> Option<(u64, u64)> {
-        self.slot(seq).map(|s| (s.block, s.file_block))
     }
 }

@@ -162,6 +162,11 @@ impl Device {
         self.view.lock().unmounted
     }
 
+    /// Limit of the index in memory, in bytes.
+    pub(crate) fn cache_size(&self) -> u64 {
+        self.view.lock().cache_size
+    }
+
     pub(crate) fn auto_expand(&self) -> Option<AutoExpand> {
         self.view.lock().auto_expand
     }

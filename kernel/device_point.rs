@@ -248,6 +248,7 @@ impl Device {
             params::copy_memory_max(),
             None,
         )?;
+        Snapshot::set_cache_limit(&snapshot, this.cache_size());
         let changes = Arc::new(ChangeMap::new(origin.blocks())?, GFP_KERNEL)?;
         // Before the first raw write to the new file.
         if let Some(p) = predecessor {

@@ -229,8 +229,9 @@ impl Device {
                 segments,
             )?;
             snapshot.set_mounted(false);
+            Snapshot::set_cache_limit(&snapshot, this.cache_size());
             match &copies {
-                Some(copies) => snapshot.restore(copies)?,
+                Some(copies) => Snapshot::restore(&snapshot, copies, || log.break_seal())?,
                 None => {
                     pr_warn!(
                         "datto{}: the snapshot has not outlived the crash; its changes have: dbdctl \

@@ -56,9 +56,9 @@ impl Device {
             return Err(EINVAL);
         }
         claim(OriginId::of(&origin))?;
+        this.view.lock().cache_size = cache_size_or_default(cache_size);
         match Self::first_snapshot(this, origin, cow, fallocated_mib) {
             Ok(live) => {
-                this.view.lock().cache_size = cache_size_or_default(cache_size);
                 *op = Some(live);
                 Ok(())
             }

@@ -218,7 +218,9 @@ impl Device {
             out.cow_blocks_total = snapshot.space.total_blocks();
             out.cow_blocks_used = snapshot.space.used_blocks();
             (out.copy_memory_used, out.copy_memory_max) = snapshot.copy_memory();
-            out.map_memory = out.map_memory.saturating_add(snapshot.map_memory());
+            let (bits, index) = snapshot.map_memory();
+            out.map_memory = out.map_memory.saturating_add(bits).saturating_add(index.memory);
+            (out.index_memory, out.index_on_disk) = (index.memory, index.on_disk);
             out.writes_held = snapshot.counters.held.load(Ordering::Relaxed);
             out.discards_dropped = snapshot.counters.discards.load(Ordering::Relaxed);
         }

@@ -327,7 +327,11 @@ impl Device {
         live.close_node()?;
         let result = self.may(Call::Reconfigure);
         if result.is_ok() {
-            self.view.lock().cache_size = cache_size_or_default(cache_size);
+            let cache_size = cache_size_or_default(cache_size);
+            self.view.lock().cache_size = cache_size;
+            if let Some(snapshot) = live.snapshot.as_ref() {
+                Snapshot::set_cache_limit(snapshot, cache_size);
+            }
         }
         live.reopen_node();
         result

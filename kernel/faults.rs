@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     /// `slow_join`: half a second passes before a mount has brought everything back. No defect: what a slow
     /// machine does, for the cases that must not see a device half there.
     SlowJoin,
+    /// `index_wrong`: one entry in 64 of the index names the wrong place when it is written to disk.
+    IndexWrong,
 }
 
 /// Whether the module was told to misbehave like this.
@@ -47,10 +49,11 @@ pub(crate) fn active(fault: Fault) -> bool {
         8 => Fault::NoReloadCheck,
         9 => Fault::NoLog,
         10 => Fault::SlowJoin,
+        11 => Fault::IndexWrong,
         _ => return false,
     };
     chosen == fault
-        && (fault != Fault::NoMark || WRITES.fetch_add(1, Ordering::Relaxed) % 64 == 63)
+        && (!matches!(fault, Fault::NoMark | Fault::IndexWrong) || WRITES.fetch_add(1, Ordering::Relaxed) % 64 == 63)
 }
 
 /// Whether the module was told to misbehave like this: never.

@@ -49,7 +49,8 @@ pub(crate) struct Loaded {
 
 /// Where the copies of a sealed snapshot are.
 pub(crate) struct CopyMap {
-    pub(crate) high_water: u64,
+    /// The block behind all copies, and behind the copy map itself.
+    pub(crate) end: u64,
     pub(crate) segments: KVVec<Segment>,
     /// Origin block, file block, length.
     pub(crate) runs: KVVec<(u64, u64, u64)>,
@@ -200,5 +201,7 @@ fn read_copies(
             return Err(EINVAL);
         }
     }
-    Ok(CopyMap { high_water, segments, runs })
+    let ends = root.map_pieces.iter().map(|(start, len)| start.saturating_add(*len));
+    let end = ends.fold(high_water, u64::max);
+    Ok(CopyMap { end, segments, runs })
 }

@@ -5,8 +5,9 @@
 //! The first write afterwards undoes it (`region_log.rs`), so correctness does not depend on what
 //! comes after: a device that is written to again is simply live again.
 
+use crate::index_pager::Pager;
 use crate::logic::{
-    block_map::Entry,
+    index_page::Run,
     private_format::{put, seal, Block, Kind, RootState, ENVELOPE, ROOT_PIECES},
     regions::GROUP_MASK,
 };
@@ -92,8 +93,17 @@ impl Log {
         if !snapshot.settle() {
             return Err(EBUSY);
         }
-        let words = copy_map_words(snapshot)?;
-        let blocks = words.len().div_ceil(MAP_WORDS) as u64;
+        // Nothing moves from now on: no claims, no pages.
+        let mut pager = snapshot.index.pager.lock();
+        snapshot.index.rest();
+        let head = copy_map_head(snapshot)?;
+        let mut count = 0u64;
+        each_run(&mut pager, snapshot, |_| {
+            count = count.saturating_add(1);
+            Ok(())
+        })?;
+        let words = count.saturating_mul(3).saturating_add(head.len() as u64);
+        let blocks = words.div_ceil(MAP_WORDS as u64);
         let mut pieces = [(0, 0); ROOT_PIECES];
         let mut missing = blocks;
         for piece in &mut pieces {
@@ -115,29 +125,29 @@ impl Log {
                 places.push((number, place), GFP_KERNEL)?;
             }
         }
-        let (nonce, generation) = (disk.nonce, disk.generation);
-        let mut left = places.iter().zip(words.chunks(MAP_WORDS));
-        disk.io.write(Durability::Later, |block: &mut Block| {
-            let (&(number, place), chunk) = left.next()?;
-            block.fill(0);
-            for (i, word) in chunk.iter().enumerate() {
-                let at = ENVELOPE.saturating_add(i.saturating_mul(8));
-                put(block, at, &word.to_le_bytes());
+        places.reverse();
+        let mut writer = CopyMapWriter { block: KBox::new([0; 4096], GFP_KERNEL)?, used: 0, places };
+        for word in head {
+            writer.push(disk, word)?;
+        }
+        each_run(&mut pager, snapshot, |run| {
+            for word in [run.block, run.place, run.len] {
+                writer.push(disk, word)?;
             }
-            seal(block, Kind::CopyMap, nonce, number, generation);
-            Some(place)
+            Ok(())
         })?;
-        disk.root.map_words = words.len() as u64;
+        writer.flush(disk)?;
+        disk.root.map_words = words;
         disk.root.map_pieces = pieces;
         Ok(())
     }
 }
 
-/// The copy map: free and used room of the file, then where each run of old blocks is.
+/// The first words of the copy map: free and used room of the file.
 ///
-/// High water mark, number of segments, segments (start, length), then runs (origin block, file
-/// block, length) to the end.
-fn copy_map_words(snapshot: &Snapshot) -> Result<KVVec<u64>> {
+/// High water mark, number of segments, segments (start, length). Runs (origin block, file block, length)
+/// follow to the end, in no order.
+fn copy_map_head(snapshot: &Snapshot) -> Result<KVVec<u64>> {
     let mut words = KVVec::new();
     let segments = snapshot.space.segments();
     words.push(snapshot.space.high_water(), GFP_KERNEL)?;
@@ -146,23 +156,68 @@ fn copy_map_words(snapshot: &Snapshot) -> Result<KVVec<u64>> {
         words.push(s.start, GFP_KERNEL)?;
         words.push(s.len, GFP_KERNEL)?;
     }
-    let mut at = 0;
-    while at < snapshot.map.blocks() {
-        let run = snapshot.map.run(at, u64::MAX);
-        if run.len == 0 {
-            break;
-        }
-        match run.entry {
-            Entry::Unclaimed => {}
-            Entry::Disk(file_block) => {
-                for word in [at, file_block, run.len] {
-                    words.push(word, GFP_KERNEL)?;
-                }
-            }
-            // `settle` has seen to it that there is none.
-            Entry::Claimed(_) | Entry::Memory(_) => return Err(EBUSY),
-        }
-        at = at.saturating_add(run.len);
-    }
     Ok(words)
+}
+
+/// Calls `f` for all copies, joined as far as they come in a row.
+fn each_run(
+    pager: &mut Pager,
+    snapshot: &Snapshot,
+    mut f: impl FnMut(Run) -> Result,
+) -> Result {
+    let mut last = Run::default();
+    pager.for_each(snapshot, |run| {
+        if run.block == last.end() && run.place == last.place.saturating_add(last.len) && last.len != 0 {
+            last.len = last.len.saturating_add(run.len);
+            return Ok(());
+        }
+        let before = core::mem::replace(&mut last, run);
+        if before.len != 0 {
+            f(before)?;
+        }
+        Ok(())
+    })?;
+    if last.len != 0 {
+        f(last)?;
+    }
+    Ok(())
+}
+
+/// Writes the copy map word by word.
+struct CopyMapWriter {
+    block: KBox<Block>,
+    /// Words in `block`.
+    used: usize,
+    /// Numbers of the blocks to be written, and where they lie; the next one last.
+    places: KVVec<(u64, u64)>,
+}
+
+impl CopyMapWriter {
+    fn push(&mut self, disk: &mut OnDisk, word: u64) -> Result {
+        let at = ENVELOPE.saturating_add(self.used.saturating_mul(8));
+        put(&mut self.block[..], at, &word.to_le_bytes());
+        self.used = self.used.saturating_add(1);
+        if self.used == MAP_WORDS {
+            self.flush(disk)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what there is.
+    fn flush(&mut self, disk: &mut OnDisk) -> Result {
+        if self.used == 0 {
+            return Ok(());
+        }
+        let (number, place) = self.places.pop().ok_or(EINVAL)?;
+        seal(&mut self.block, Kind::CopyMap, disk.nonce, number, disk.generation);
+        let (full, mut once) = (&self.block, Some(place));
+        disk.io.write(Durability::Later, |block: &mut Block| {
+            let place = once.take()?;
+            block.copy_from_slice(&full[..]);
+            Some(place)
+        })?;
+        self.block.fill(0);
+        self.used = 0;
+        Ok(())
+    }
 }

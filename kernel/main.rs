@@ -21,8 +21,6 @@ mod logic {
         pub(crate) use core::sync::atomic::{fence, AtomicPtr, AtomicU64, Ordering};
     }
 
-    #[path = "src/block_map.rs"]
-    pub mod block_map;
     #[path = "src/change_map.rs"]
     pub mod change_map;
     #[path = "src/crc32c.rs"]
@@ -33,10 +31,16 @@ mod logic {
     pub mod errno;
     #[path = "src/extents.rs"]
     pub mod extents;
+    #[path = "src/index.rs"]
+    pub mod index;
+    #[path = "src/index_page.rs"]
+    pub mod index_page;
     #[path = "src/lazy.rs"]
     pub mod lazy;
     #[path = "src/load.rs"]
     pub mod load;
+    #[path = "src/preserved.rs"]
+    pub mod preserved;
     #[path = "src/private_format.rs"]
     pub mod private_format;
     #[path = "src/read_plan.rs"]
@@ -80,6 +84,9 @@ mod faults;
 mod free_at_point;
 mod freeze;
 mod identity;
+mod index_pager;
+mod index_read;
+mod index_table;
 mod intercept;
 mod ioctl_calls;
 mod ioctl_extents;

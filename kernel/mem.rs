@@ -2,7 +2,7 @@
 //! Memory for the pure logic (`kernel/logic`), under the names that its host build has too.
 
 use crate::sys::ffi;
-use core::ops::Deref;
+use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU64};
 use kernel::prelude::*;
@@ -35,6 +35,20 @@ pub(crate) unsafe trait Zeroable: Sized {
 unsafe impl Zeroable for AtomicU64 {
     fn zeroed() -> Self {
         Self::new(0)
+    }
+}
+
+// SAFETY: Zero bytes are 0.
+unsafe impl Zeroable for u8 {
+    fn zeroed() -> Self {
+        0
+    }
+}
+
+// SAFETY: Zero bytes are 0.
+unsafe impl Zeroable for u64 {
+    fn zeroed() -> Self {
+        0
     }
 }
 
@@ -124,5 +138,82 @@ impl<T> Drop for LeafBox<T> {
             self.0.as_ptr().drop_in_place();
             kernel::bindings::free_pages(self.0.as_ptr() as usize, 0);
         }
+    }
+}
+
+// SAFETY: It owns its `T`, as a box does.
+unsafe impl<T: Send> Send for LeafBox<T> {}
+// SAFETY: As above.
+unsafe impl<T: Sync> Sync for LeafBox<T> {}
+
+impl<T> Deref for LeafBox<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: By the invariant a valid `T`, which `self` owns.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T> DerefMut for LeafBox<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: As above, and `self` is borrowed alone.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+/// A list whose memory is got all at once.
+pub(crate) struct List<T>(KVVec<T>);
+
+impl<T> List<T> {
+    /// Without room.
+    pub(crate) const fn empty() -> Self {
+        Self(KVVec::new())
+    }
+
+    /// With room for `n`. May sleep, never starts I/O.
+    pub(crate) fn with_capacity(n: usize) -> Result<Self, AllocError> {
+        let _no_io = ffi::NoIo::enter();
+        Ok(Self(KVVec::with_capacity(n, GFP_KERNEL)?))
+    }
+
+    /// How many fit.
+    pub(crate) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Puts a value at number `at`. False, and it is dropped: no room, or the list is not that long.
+    pub(crate) fn insert(&mut self, at: usize, value: T) -> bool {
+        self.0.insert_within_capacity(at, value).is_ok()
+    }
+
+    /// Takes number `at` out.
+    pub(crate) fn remove(&mut self, at: usize) -> Option<T> {
+        self.0.remove(at).ok()
+    }
+
+    /// Moves all of `other` behind what is here; nothing when they do not all fit.
+    pub(crate) fn move_from(&mut self, other: &mut List<T>) {
+        let room = self.0.capacity().saturating_sub(self.0.len());
+        if room >= other.0.len() {
+            for value in other.0.drain_all() {
+                // Never full: see above.
+                let _ = self.0.push_within_capacity(value);
+            }
+        }
+    }
+}
+
+impl<T> Deref for List<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for List<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
     }
 }

@@ -15,8 +15,7 @@ pub(crate) fn settle_max_devices() -> u32 {
     n
 }
 
-/// Cache limit of a device that was set up without one, in bytes. Kept for old clients: this
-/// module has no index cache, it reports the number that it was given.
+/// Cache limit of a device that was set up without one, in bytes: see `index_table.rs`.
 pub(crate) fn cache_size_default() -> u64 {
     module::cow_max_memory_default()
 }

@@ -585,6 +585,20 @@ impl Log {
         Self::wake(this);
     }
 
+    /// The COW file is about to be written to: what it says when it is sealed does not hold any more. On
+    /// failure the record ends.
+    pub(crate) fn break_seal(&self) -> Result {
+        let mut disk = self.lock();
+        if self.is_stopped() {
+            return Err(ENDED);
+        }
+        let result = disk.unseal();
+        if let Err(e) = result {
+            self.lose(&mut disk, e);
+        }
+        result
+    }
+
     /// Enters blocks that we ourselves have put in the change map, durably: they belonged to a COW file, and
     /// no write of the filesystem marks them. On failure the record ends.
     pub(crate) fn mark_extents(&self, extents: impl Iterator<Item = (u64, u64)>) {

@@ -2,12 +2,13 @@
 //! Publishing old data that was read, and handing held bios back.
 
 use crate::faults::{self, Fault};
-use crate::logic::block_map::Entry;
+use crate::logic::index_page::Found;
 use crate::snapshot::{Snapshot, Wake};
 use crate::sys::{
     bio::{BioList, BioRef, Status},
     plug::plugged,
 };
+use core::sync::atomic::{fence, Ordering};
 use kernel::{prelude::*, sync::Arc};
 
 /// The work: publishes completed reads, then lets go every held bio whose blocks are preserved.
@@ -17,17 +18,15 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
         let (block, seq) = (bio.payload().block, bio.payload().seq);
         let n = bio.pages();
         if bio.status() == Status::Ok {
-            // In the ring first, so that who sees `Memory` in the map finds the page there; and both under
-            // one lock, which the copier takes too: else a page could be written and retired before its
-            // block is published, and the map would point to a page that is gone.
+            // In the ring first: see `logic/preserved.rs`. Both under the lock, as the pager takes what
+            // the ring has read for preserved.
             let mut ring = snap.ring.lock();
             for i in 0..n {
                 if let Some(page) = bio.take_page(i) {
-                    let i = u64::from(i);
-                    ring.fill(seq.saturating_add(i), page);
-                    snap.map.publish(block.saturating_add(i), seq.saturating_add(i));
+                    ring.fill(seq.saturating_add(u64::from(i)), page);
                 }
             }
+            snap.preserved.set(block, u64::from(n));
             drop(ring);
             published = true;
         } else {
@@ -42,6 +41,13 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
     let go = releasable(snap);
     if published {
         snap.as_arc_borrow().wake_copy();
+        // Either the pager sees what was published, or this sees that it waits.
+        fence(Ordering::SeqCst);
+        if snap.index.pager_waits.load(Ordering::Relaxed)
+            && snap.index.pager_waits.swap(false, Ordering::SeqCst)
+        {
+            snap.as_arc_borrow().wake_page();
+        }
     }
     let mut go = go;
     // One plug: writes that were held one by one may merge again.
@@ -70,7 +76,9 @@ fn releasable(snap: &Arc<Snapshot>) -> BioList {
 fn may_go(snap: &Arc<Snapshot>, bio: BioRef<'_>) -> bool {
     let (start, len) = snap.blocks_of(bio);
     if faults::active(Fault::PublishEarly) {
-        return (start..start.saturating_add(len)).all(|b| snap.map.get(b) != Entry::Unclaimed);
+        return (start..start.saturating_add(len)).all(|b| {
+            snap.preserved.all(b, 1) || !matches!(snap.index.in_memory(b, 1), Found::Gap(_))
+        });
     }
-    snap.map.preserved(start, len)
+    snap.preserved.all(start, len)
 }

@@ -24,7 +24,7 @@
 unsigned long dattobd_cow_max_memory_default = 314572800;
 module_param_named(cow_max_memory_default, dattobd_cow_max_memory_default, ulong, 0644);
 MODULE_PARM_DESC(cow_max_memory_default,
-		 "Cache limit in bytes of a device set up without one (kept for old clients; default 314572800)");
+		 "Limit in bytes of the index of copies in memory, for a device set up without one; beyond it goes to the COW file (default 314572800)");
 
 unsigned int dattobd_cow_fallocate_percentage_default = 10;
 module_param_named(cow_fallocate_percentage_default, dattobd_cow_fallocate_percentage_default, uint, 0644);
@@ -58,7 +58,7 @@ MODULE_PARM_DESC(checkpoint_ms,
 static const char *const dbd_fault_names[] = {
 	"none", "no_cow", "no_recheck", "publish_early", "no_mark", "no_guard",
 	"no_region_mark", "no_unseal", "no_reload_check", "no_log",
-	"slow_join",
+	"slow_join", "index_wrong",
 };
 
 unsigned int dattobd_test_fault;

@@ -8,7 +8,9 @@
 //! 3. [`release`] (work, `finish` queue): publishes what was read, hands back every parked bio whose
 //!    blocks are all preserved.
 //! 4. [`copy`] (work, `issue` queue): writes copies from memory to the COW file, in large bios.
-//! 5. [`stored`] (work, `finish` queue): publishes the places on disk, frees the pages.
+//! 5. [`stored`] (work, `finish` queue): frees the pages of what has been written.
+//!
+//! Beside it `index_pager` (work, `issue` queue) keeps the index within its limit.
 //!
 //! # Who owns a held bio
 //!
@@ -17,8 +19,8 @@
 //!
 //! # Locks, in order
 //!
-//! `claims` (mutex, only the claim work) → `waiting`, `ring`, `file` (spinlocks, each alone,
-//! process context only). Nothing in interrupt context takes a lock: completions go through
+//! `claims`, `index_pages` (mutexes, only the work of that name) and `index.pager` (mutex) → `waiting`,
+//! `ring`, `file`, `index.places` (spinlocks, each alone, process context only). Nothing in interrupt context takes a lock: completions go through
 //! lock-free stacks.
 //!
 //! # Failure
@@ -28,11 +30,15 @@
 
 use crate::delays::{self, Step};
 use crate::events::SnapshotEvents;
+use crate::index_read::PageReader;
+use crate::index_table::{IndexFigures, IndexTable};
 use crate::intercept;
 use crate::log_load::CopyMap;
 use crate::logic::{
-    block_map::BlockMap,
     extents::{self, FileExtent},
+    index::Stock,
+    index_page::{Found, Run},
+    preserved::Preserved,
     space::{Segment, Space},
 };
 use crate::origin::Origin;
@@ -40,7 +46,7 @@ use crate::snapshot_read::ReadPart;
 use crate::sys::{
     bdev::Bdev,
     bio::{BioList, BioRef, BioStack, HeldBio},
-    bio_pool::{BioPool, DoneStack, EndIo, PoolBio, PoolId},
+    bio_pool::{BioPool, DoneStack, EndIo, PoolBio},
     gate::Gate,
     queues::Queues,
 };
@@ -133,7 +139,12 @@ pub(crate) struct Snapshot {
     bytes: u64,
     /// First block of the file behind header and index.
     pub(crate) first_data: u64,
-    pub(crate) map: BlockMap,
+    pub(crate) preserved: Preserved,
+    #[pin]
+    pub(crate) index: IndexTable,
+    /// Only the work that repeats reads.
+    #[pin]
+    pub(crate) index_pages: Mutex<PageReader>,
     #[pin]
     file: SpinLock<Arc<FileMap>>,
     pub(crate) space: Space,
@@ -184,6 +195,8 @@ pub(crate) struct Snapshot {
     stored_work: Work<Snapshot, 3>,
     #[pin]
     reread_work: Work<Snapshot, 4>,
+    #[pin]
+    page_work: Work<Snapshot, 5>,
 }
 
 impl_has_work! {
@@ -192,6 +205,7 @@ impl_has_work! {
     impl HasWork<Self, 2> for Snapshot { self.copy_work }
     impl HasWork<Self, 3> for Snapshot { self.stored_work }
     impl HasWork<Self, 4> for Snapshot { self.reread_work }
+    impl HasWork<Self, 5> for Snapshot { self.page_work }
 }
 
 impl WorkItem<0> for Snapshot {
@@ -233,6 +247,13 @@ impl WorkItem<4> for Snapshot {
     }
 }
 
+impl WorkItem<5> for Snapshot {
+    type Pointer = Arc<Self>;
+    fn run(this: Arc<Self>) {
+        crate::index_pager::run(&this);
+    }
+}
+
 /// What a snapshot is made from.
 pub(crate) struct Setup {
     pub(crate) origin: Arc<Origin>,
@@ -256,7 +277,8 @@ impl Snapshot {
     /// with it is published.
     pub(crate) fn new(setup: Setup, file: &[FileExtent]) -> Result<Arc<Self>> {
         let bytes = setup.origin.bytes();
-        let map = BlockMap::new(setup.origin.blocks())?;
+        let preserved = Preserved::new(setup.origin.blocks())?;
+        let index = IndexTable::new(setup.origin.blocks())?;
         let map_of_file = Arc::new(FileMap::new(file)?, GFP_KERNEL)?;
         let space = Space::new()?;
         match &setup.segments {
@@ -287,7 +309,9 @@ impl Snapshot {
                 tracker: setup.tracker,
                 bytes,
                 first_data: setup.first_data,
-                map,
+                preserved,
+                index <- index,
+                index_pages <- new_mutex!(PageReader::new(), "dattobd::index_pages"),
                 file <- new_spinlock!(map_of_file, "dattobd::file"),
                 space,
                 ring <- new_spinlock!(ring, "dattobd::ring"),
@@ -320,14 +344,15 @@ impl Snapshot {
                 copy_work <- new_work!("dattobd::copy"),
                 stored_work <- new_work!("dattobd::stored"),
                 reread_work <- new_work!("dattobd::reread"),
+                page_work <- new_work!("dattobd::page"),
             }),
             GFP_KERNEL,
         )
     }
 
     /// Whether a bio is one of our writes to the COW file.
-    pub(crate) fn copy_writes(&self) -> PoolId {
-        self.write_pool.id()
+    pub(crate) fn is_own(&self, bio: BioRef<'_>) -> bool {
+        bio.is_of(self.write_pool.id()) || self.index.is_own(|pool| bio.is_of(pool))
     }
 
     /// The blocks that a bio touches, as first block and count.
@@ -430,11 +455,39 @@ impl Snapshot {
         false
     }
 
-    /// Enters the copies that a former life of the COW file held. Before the snapshot is published.
-    pub(crate) fn restore(&self, copies: &CopyMap) -> Result {
-        self.space.restore(copies.high_water);
-        for &(block, file_block, len) in &copies.runs {
-            self.map.restore(block, file_block, len)?;
+    /// Enters the copies that a former life of the COW file held. Before the snapshot is published. When
+    /// they are too many for the memory, `break_seal` is called first: see `index_table.rs`.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM; EUCLEAN: they cannot be; what the index pages are written with.
+    pub(crate) fn restore(
+        this: &Arc<Self>,
+        copies: &CopyMap,
+        break_seal: impl Fn() -> Result,
+    ) -> Result {
+        // The copy map's own blocks were overwritten as copies are: they read as zeros and are changed.
+        this.space.restore(copies.end);
+        let mut stock = Stock::empty();
+        for &(block, place, len) in &copies.runs {
+            let free = this.index.in_memory(block, len) == Found::Gap(len)
+                && this.preserved.run(block, len) == (false, len);
+            if !free {
+                return Err(EUCLEAN);
+            }
+            this.preserved.reserve(block, len)?;
+            this.index.insert(Run { block, place, len }, &mut stock)?;
+            this.preserved.set(block, len);
+            if this.index.is_large() {
+                if this.index.rests() {
+                    break_seal()?;
+                    this.index.wake();
+                }
+                crate::index_pager::run(this);
+                if let Some(errno) = this.error() {
+                    return Err(Error::from_errno(errno));
+                }
+            }
         }
         Ok(())
     }
@@ -469,6 +522,7 @@ impl Snapshot {
         for &segment in usable {
             self.space.add(segment)?;
         }
+        self.index.set_no_room(false);
         self.low_told.store(false, Ordering::Release);
         Ok(())
     }
@@ -498,9 +552,9 @@ impl Snapshot {
         self.copy_blocks / 4
     }
 
-    /// Bytes of the block map.
-    pub(crate) fn map_memory(&self) -> u64 {
-        self.map.memory_bytes()
+    /// Bytes of the bitmap of preserved blocks, and what the index takes.
+    pub(crate) fn map_memory(&self) -> (u64, IndexFigures) {
+        (self.preserved.memory_bytes(), self.index.figures())
     }
 
     /// Bytes of copies that are not on disk yet, and their bound.
@@ -517,6 +571,7 @@ pub(crate) trait Wake: Sized {
     fn wake_copy(self);
     fn wake_stored(self);
     fn wake_reread(self);
+    fn wake_page(self);
     /// All that may have something to hand back.
     fn wake_all(self);
 }
@@ -539,6 +594,7 @@ impl Wake for ArcBorrow<'_, Snapshot> {
         wake_copy: issue, 2;
         wake_stored: finish, 3;
         wake_reread: issue, 4;
+        wake_page: issue, 5;
     }
 
     fn wake_all(self) {

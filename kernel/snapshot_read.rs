@@ -6,18 +6,27 @@
 //! the overwrite is let go, and so before any read that could have seen the new data completes: if
 //! the block is not published by then, what was read is old. Otherwise that part is read again, from
 //! the copy. No lock is held across I/O, and readers do not wait for one another.
+//!
+//! A part whose place in the COW file is not in memory goes to a work item, which may read pages of the
+//! index.
 
 use crate::faults::{self, Fault};
-use crate::logic::block_map::Entry;
+use crate::index_read::PageReader;
+use crate::index_table::Lookup;
 use crate::logic::read_plan::{Piece, Source, View};
 use crate::snapshot::{FileMap, Snapshot, Wake};
 use crate::sys::{
     bio::{HeldBio, Parent, Status},
     bio_pool::{EndIo, PoolBio},
     errno::EUCLEAN,
+    ffi::NoIo,
+    page::CopyPage,
 };
 use core::sync::atomic::{fence, Ordering};
-use kernel::sync::{Arc, ArcBorrow};
+use kernel::{
+    error::{code::ENOMEM, Error},
+    sync::{Arc, ArcBorrow},
+};
 
 /// One piece of a snapshot read that is under way: a clone of a part of the reader's bio.
 pub(crate) struct ReadPart {
@@ -38,22 +47,32 @@ pub(crate) struct ReadPart {
 pub(crate) fn submit(snap: ArcBorrow<'_, Snapshot>, bio: HeldBio) {
     let (sector, sectors) = (bio.view().sector(), bio.view().sectors());
     let snap: Arc<Snapshot> = snap.into();
-    issue(&snap, bio.into_parent(), sector, sectors, 0);
+    issue(&snap, bio.into_parent(), sector, sectors, 0, None);
 }
 
-/// The work: repeats the parts that did not hold.
+/// The work: repeats the parts that did not hold, and sees to those whose place is not in memory.
 pub(crate) fn repeat(snap: &Arc<Snapshot>) {
+    let _no_io = NoIo::enter();
+    let mut pages = snap.index_pages.lock();
     for bio in snap.rereads.take() {
         // Frees the bio before `issue` allocates the next: the pool must not wait for itself.
         let part = bio.into_payload();
         let ReadPart { snapshot, parent, sector, sectors, skip, .. } = part;
-        issue(&snapshot, parent, sector, sectors, skip);
+        issue(&snapshot, parent, sector, sectors, skip, Some(&mut pages));
         snap.readers.leave();
     }
 }
 
-/// Reads `sectors` sectors from `sector` on into the bio of `whole`, `skip` sectors behind its start.
-fn issue(snap: &Arc<Snapshot>, whole: Parent, sector: u64, sectors: u64, skip: u64) {
+/// Reads `sectors` sectors from `sector` on into the bio of `whole`, `skip` sectors behind its start. Pages
+/// of the index are read with `pages`, or by the work item.
+fn issue(
+    snap: &Arc<Snapshot>,
+    whole: Parent,
+    sector: u64,
+    sectors: u64,
+    skip: u64,
+    mut pages: Option<&mut PageReader>,
+) {
     if snap.error().is_some() {
         return whole.complete(Status::IoError);
     }
@@ -70,8 +89,7 @@ fn issue(snap: &Arc<Snapshot>, whole: Parent, sector: u64, sectors: u64, skip: u
                 whole.view().fill(bytes(skip), bytes(piece.sectors), None, 0);
                 true
             }
-            Source::Copy { seq } => from_memory(snap, &whole, &piece, seq, skip),
-            Source::Cow { file_block } => from_file(snap, &file, &whole, &piece, file_block, skip),
+            Source::Copy => copies(snap, &whole, &piece, skip, pages.as_deref_mut()),
             Source::Origin => send(snap, &file, &whole, piece.sector, piece.sectors, piece.sector, skip, true),
         };
         if !ok {
@@ -83,7 +101,7 @@ fn issue(snap: &Arc<Snapshot>, whole: Parent, sector: u64, sectors: u64, skip: u
 }
 
 fn view<'a>(snap: &'a Snapshot, file: &'a FileMap) -> View<'a> {
-    View { map: &snap.map, own: &file.by_origin, first_data: snap.first_data, space: &snap.space }
+    View { preserved: &snap.preserved, own: &file.by_origin, first_data: snap.first_data, space: &snap.space }
 }
 
 /// Sectors of one bio in bytes: they fit, as a bio's size does.
@@ -91,63 +109,143 @@ fn bytes(sectors: u64) -> u32 {
     (sectors << 9) as u32
 }
 
-/// Copies a piece out of the ring.
-fn from_memory(snap: &Arc<Snapshot>, whole: &Parent, piece: &Piece, seq: u64, skip: u64) -> bool {
+/// Blocks whose pages are taken out of the ring at once.
+const BATCH: usize = 16;
+
+/// Reads copies, wherever they are.
+fn copies(
+    snap: &Arc<Snapshot>,
+    whole: &Parent,
+    piece: &Piece,
+    skip: u64,
+    mut pages: Option<&mut PageReader>,
+) -> bool {
     let mut done = 0;
-    let mut seq = seq;
     while done < piece.sectors {
-        let offset = piece.sector.saturating_add(done) % 8;
-        let n = (8 - offset).min(piece.sectors.saturating_sub(done));
-        let at = skip.saturating_add(done);
-        let page = snap.ring.lock().page(seq);
         let sector = piece.sector.saturating_add(done);
-        let ok = match page {
-            Some(page) => {
-                whole.view().fill(bytes(at), bytes(n), Some(&page), bytes(offset));
-                true
-            }
-            // On disk since we looked: the map said so before the page went.
-            None => match snap.map.get(sector / 8) {
-                Entry::Disk(file_block) => {
-                    let part = Piece {
-                        sector,
-                        sectors: n,
-                        source: Source::Cow { file_block },
-                    };
-                    from_file(snap, &snap.file_map(), whole, &part, file_block, at)
-                }
-                _ => {
-                    Snapshot::fail(snap.as_arc_borrow(), EUCLEAN);
-                    false
-                }
+        let left = piece.sectors.saturating_sub(done);
+        let block = sector / 8;
+        let max = sector.saturating_add(left).div_ceil(8).saturating_sub(block);
+        let found = match snap.index.find(block, max) {
+            Lookup::Place(place, len) => Ok((place, len)),
+            Lookup::Nowhere => Err(EUCLEAN),
+            Lookup::OnDisk(gap) => match pages.as_deref_mut() {
+                Some(pages) => pages.find(snap, block, gap),
+                None => return later(snap, whole, sector, left, skip.saturating_add(done)),
             },
         };
-        if !ok {
+        let (place, len) = match found {
+            Ok(found) => found,
+            // The reader's misfortune only.
+            Err(e) if e == ENOMEM => return false,
+            Err(e) => return gone(snap, e),
+        };
+        let n = len.saturating_mul(8).saturating_sub(sector % 8).min(left);
+        if n == 0 || !from_place(snap, whole, sector, n, place, skip.saturating_add(done)) {
             return false;
         }
         done = done.saturating_add(n);
-        seq = seq.saturating_add(1);
     }
     true
 }
 
-/// Reads a piece from the COW file, extent by extent.
+/// A copy that must be there is not.
+fn gone(snap: &Arc<Snapshot>, error: Error) -> bool {
+    Snapshot::fail(snap.as_arc_borrow(), error);
+    false
+}
+
+/// Leaves a part to the work item.
+fn later(snap: &Arc<Snapshot>, whole: &Parent, sector: u64, sectors: u64, skip: u64) -> bool {
+    let part = ReadPart {
+        snapshot: snap.clone(),
+        file: snap.file_map(),
+        parent: whole.split(),
+        sector,
+        sectors,
+        skip,
+        check: false,
+    };
+    // The bio only carries the part: it is not submitted.
+    match snap.part_pool.clone_part(whole.view(), skip, sectors, snap.bdev, sector, part) {
+        Some(bio) => {
+            snap.readers.enter();
+            snap.rereads.push(bio);
+            snap.as_arc_borrow().wake_reread();
+            true
+        }
+        None => false,
+    }
+}
+
+/// Reads copies with places in a row: those that are in the ring from there, the others from the file.
+fn from_place(
+    snap: &Arc<Snapshot>,
+    whole: &Parent,
+    sector: u64,
+    sectors: u64,
+    place: u64,
+    skip: u64,
+) -> bool {
+    // Looked at once and for all: what is not in the ring now is on disk.
+    let file = snap.file_map();
+    let blocks = (sector % 8).saturating_add(sectors).div_ceil(8);
+    if place.saturating_add(blocks) <= snap.ring.lock().lowest_place() {
+        return from_file(snap, &file, whole, (sector, sectors), place, skip);
+    }
+    let mut done = 0;
+    // Sectors before `done` that are on disk and were not asked for yet.
+    let mut absent = 0u64;
+    let place_of = |done: u64| place.saturating_add((sector % 8).saturating_add(done) / 8);
+    let on_disk = |done: u64, absent: u64| {
+        let from = done.saturating_sub(absent);
+        let range = (sector.saturating_add(from), absent);
+        absent == 0 || from_file(snap, &file, whole, range, place_of(from), skip.saturating_add(from))
+    };
+    while done < sectors {
+        let mut batch: [Option<CopyPage>; BATCH] = [const { None }; BATCH];
+        snap.ring.lock().copies(place_of(done), &mut batch);
+        for page in &batch {
+            let left = sectors.saturating_sub(done);
+            let offset = sector.saturating_add(done) % 8;
+            let n = (8 - offset).min(left);
+            if n == 0 {
+                break;
+            }
+            match page {
+                Some(page) => {
+                    if !on_disk(done, absent) {
+                        return false;
+                    }
+                    absent = 0;
+                    let at = skip.saturating_add(done);
+                    whole.view().fill(bytes(at), bytes(n), Some(page), bytes(offset));
+                }
+                None => absent = absent.saturating_add(n),
+            }
+            done = done.saturating_add(n);
+        }
+    }
+    on_disk(done, absent)
+}
+
+/// Reads sectors (the first and how many) from the COW file, extent by extent.
 fn from_file(
     snap: &Arc<Snapshot>,
     file: &Arc<FileMap>,
     whole: &Parent,
-    piece: &Piece,
+    (first, sectors): (u64, u64),
     file_block: u64,
     skip: u64,
 ) -> bool {
     let mut done = 0;
     let mut file_block = file_block;
-    while done < piece.sectors {
+    while done < sectors {
         let Some((block, run)) = Snapshot::locate(file, file_block) else { return false };
-        let offset = piece.sector.saturating_add(done) % 8;
-        let n = run.saturating_mul(8).saturating_sub(offset).min(piece.sectors.saturating_sub(done));
+        let sector = first.saturating_add(done);
+        let offset = sector % 8;
+        let n = run.saturating_mul(8).saturating_sub(offset).min(sectors.saturating_sub(done));
         let from = block.saturating_mul(8).saturating_add(offset);
-        let sector = piece.sector.saturating_add(done);
         if !send(snap, file, whole, sector, n, from, skip.saturating_add(done), false) {
             return false;
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Copies that have reached the COW file: publishes their place and frees their memory.
+//! Copies that have reached the COW file: frees their memory. Nobody need be told: who does not find a
+//! preserved block's page in the ring knows that it is on disk.
 
 use crate::snapshot::{Snapshot, Wake};
 use crate::sys::bio::Status;
@@ -18,11 +19,6 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
         if bio.status() == Status::Ok {
             let mut ring = snap.ring.lock();
             for seq in seq..seq.saturating_add(u64::from(n)) {
-                if let Some((block, file_block)) = ring.place(seq) {
-                    // Published before the page goes: a reader that misses it in the ring looks at
-                    // the map again.
-                    snap.map.stored(block, seq, file_block);
-                }
                 ring.retire(seq);
             }
         } else {

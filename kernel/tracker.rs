@@ -85,7 +85,7 @@ impl HoldQueue {
         let active = snapshot.as_ref().filter(|s| !s.lets_go());
         if discard {
             let (start, len) = active.map_or((0, 0), |s| s.blocks_of(bio.view()));
-            match active.filter(|s| !s.map.preserved(start, len)) {
+            match active.filter(|s| !s.preserved.all(start, len)) {
                 // The same for old data.
                 Some(s) => {
                     s.counters.discards.fetch_add(1, Ordering::Relaxed);
@@ -385,7 +385,7 @@ impl Tracker {
         }
         let Some(epoch) = self.epoch.read(guard) else { return Action::Pass };
         let snapshot = epoch.snapshot.as_ref();
-        if snapshot.is_some_and(|s| bio.is_of(s.copy_writes()))
+        if snapshot.is_some_and(|s| s.is_own(bio))
             || epoch.logs().any(|log| log.is_own(bio))
         {
             return Action::Pass;
@@ -398,7 +398,7 @@ impl Tracker {
                 Some(_) if faults::active(Fault::NoCow) => Protection::Failed,
                 Some(_) => Protection::Active,
             },
-            preserved: snapshot.is_some_and(|s| s.map.preserved(block, len)),
+            preserved: snapshot.is_some_and(|s| s.preserved.all(block, len)),
             hits_guard: !faults::active(Fault::NoGuard)
                 && extents::overlaps(&epoch.guard, block, len),
         });

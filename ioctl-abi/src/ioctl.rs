@@ -244,7 +244,7 @@ pub struct Status {
     pub copy_memory_max: u64,
     /// Copies in memory now, in bytes.
     pub copy_memory_used: u64,
-    /// Memory of the maps (change bitmap and block map), in bytes.
+    /// Memory of the maps (bitmaps, region log, index), in bytes.
     pub map_memory: u64,
     /// How long the filesystem was held frozen for the last snapshot point, in nanoseconds.
     pub freeze_ns: u64,
@@ -261,6 +261,10 @@ pub struct Status {
     /// Blocks counted as changed only because a crash left their regions marked, since the snapshot
     /// was taken.
     pub crash_blocks: u64,
+    /// Memory of the index of copies, in bytes; `cache_size` bounds it.
+    pub index_memory: u64,
+    /// Pages of the index that are in the COW file, in bytes.
+    pub index_on_disk: u64,
 }
 
 /// The change map itself can no longer be trusted: the chain has ended (in [`Status::flags`]).
@@ -392,7 +396,7 @@ const _: () = {
     assert!(size_of::<Info>() == 8272);
 
     assert!(size_of::<DropSnapshotParams>() == 8);
-    assert!(size_of::<Status>() == 136);
+    assert!(size_of::<Status>() == 152);
     assert!(size_of::<ReleaseParams>() == 8);
     assert!(size_of::<Extent>() == 16);
     assert!(size_of::<ExtentsParams>() == 32);

@@ -11,7 +11,7 @@ use super::{
 use core::marker::PhantomData;
 use core::mem::{align_of, size_of, ManuallyDrop};
 use core::ptr::{null_mut, NonNull};
-use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::{bindings, prelude::*, types::Opaque};
 
 /// What happens when a bio of the pool completes. Called in interrupt context.
@@ -31,6 +31,24 @@ unsafe impl Sync for PoolId {}
 impl PoolId {
     pub(super) fn matches(self, set: *const bindings::bio_set) -> bool {
         core::ptr::eq(self.0, set)
+    }
+}
+
+/// Room for the [`PoolId`] of a pool that is made later. Set once.
+pub(crate) struct PoolSlot(AtomicPtr<bindings::bio_set>);
+
+impl PoolSlot {
+    pub(crate) const fn empty() -> Self {
+        Self(AtomicPtr::new(null_mut()))
+    }
+
+    pub(crate) fn set(&self, pool: PoolId) {
+        self.0.store(pool.0.cast_mut(), Ordering::Release);
+    }
+
+    pub(crate) fn get(&self) -> Option<PoolId> {
+        let set = self.0.load(Ordering::Acquire);
+        (!set.is_null()).then_some(PoolId(set))
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Facts {
     pub op: Op,
     /// Whether there is a snapshot to protect.
     pub protection: Protection,
-    /// The old data of every block of the bio is preserved ([`super::block_map::BlockMap::preserved`]).
+    /// The old data of every block of the bio is preserved ([`super::preserved::Preserved::all`]).
     pub preserved: bool,
     /// The bio reaches into the guarded part of the running COW file, and is not our own.
     pub hits_guard: bool,

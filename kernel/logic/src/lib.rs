@@ -31,7 +31,6 @@ pub mod mem;
 #[path = "host/sync.rs"]
 pub mod sync;
 
-pub mod block_map;
 pub mod change_map;
 pub mod crc32c;
 pub mod decide;

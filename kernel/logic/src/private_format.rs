@@ -37,6 +37,8 @@ pub enum Kind {
     Bitmap,
     /// Where the copies of a sealed snapshot are.
     CopyMap,
+    /// A page of the index of a running snapshot.
+    Index,
 }
 
 const LOG_MAGIC: u32 = u32::from_le_bytes(*b"dbdL");
@@ -48,6 +50,7 @@ impl Kind {
             Kind::Extents => *b"dbdE",
             Kind::Bitmap => *b"dbdB",
             Kind::CopyMap => *b"dbdC",
+            Kind::Index => *b"dbdI",
         })
     }
 }

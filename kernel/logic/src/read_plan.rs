@@ -6,9 +6,9 @@
 //! 1. A metadata block (header, index) of the running COW file reads as zeros, always. (Where blocks
 //!    are counted, see [`super::extents`], none is among the file's.)
 //! 2. A data block of the running COW file that was taken for a copy reads as zeros.
-//! 3. Old data in memory or in the COW file is read from there.
+//! 3. A preserved block is read from its copy; the index says where that is.
 //! 4. Everything else is read from the origin, data blocks of the COW file that were not taken yet
-//!    among it. Claimed blocks too: the overwrite is not issued before they are published.
+//!    among it. Claimed blocks too: the overwrite is not issued before they are preserved.
 //!
 //! A piece from the origin is true only if [`View::origin_holds`] says so *after* its read has
 //! completed; else ask for a new plan for that piece. The loop ends: each round some block has moved
@@ -17,15 +17,15 @@
 //! Any context; no lock.
 
 use super::abi::cow::SECTORS_PER_BLOCK;
-use super::block_map::{BlockMap, Entry};
 use super::extents::{next_owned, FileExtent};
+use super::preserved::Preserved;
 use super::space::Space;
 
 /// What a snapshot read is planned from.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// Where old data is.
-    pub map: &'a BlockMap,
+    /// Which blocks have a copy.
+    pub preserved: &'a Preserved,
     /// The running COW file's extents, sorted by origin.
     pub own: &'a [FileExtent],
     /// The first block of the file behind header and index.
@@ -39,34 +39,10 @@ pub struct View<'a> {
 pub enum Source {
     /// Zeros.
     Zero,
-    /// The copy ring: the number of the copy that holds the piece's first sector.
-    Copy {
-        /// Number of the first block's copy; the blocks behind it have the numbers that follow.
-        seq: u64,
-    },
-    /// The COW file: the block that holds the piece's first sector.
-    Cow {
-        /// The first block's place in the file; the blocks behind it follow in the *file* (not
-        /// necessarily on the origin).
-        file_block: u64,
-    },
+    /// Copies, in memory or in the COW file.
+    Copy,
     /// The origin, same place. To be checked afterwards with [`View::origin_holds`].
     Origin,
-}
-
-impl Source {
-    /// The source of the block that lies `n` blocks behind one of this source, in the same piece.
-    fn advanced(self, n: u64) -> Self {
-        match self {
-            Source::Copy { seq } => Source::Copy {
-                seq: seq.saturating_add(n),
-            },
-            Source::Cow { file_block } => Source::Cow {
-                file_block: file_block.saturating_add(n),
-            },
-            Source::Zero | Source::Origin => self,
-        }
-    }
 }
 
 /// Contiguous sectors of the snapshot that come from one source.
@@ -89,7 +65,7 @@ impl Piece {
 
 impl<'a> View<'a> {
     /// The pieces of `sectors` sectors from `sector` on, in order, each as long as it gets, and
-    /// without a gap up to the end of the block map. The plan is made while it is iterated.
+    /// without a gap up to the end of the device. The plan is made while it is iterated.
     pub fn plan(&self, sector: u64, sectors: u64) -> Plan<'a> {
         let end = sector.saturating_add(sectors);
         Plan {
@@ -97,7 +73,7 @@ impl<'a> View<'a> {
             sector,
             end,
             next_block: sector / SECTORS_PER_BLOCK,
-            end_block: end.div_ceil(SECTORS_PER_BLOCK).min(self.map.blocks()),
+            end_block: end.div_ceil(SECTORS_PER_BLOCK).min(self.preserved.blocks()),
             pending: None,
         }
     }
@@ -128,13 +104,10 @@ impl<'a> View<'a> {
                 max = n;
             }
         }
-        let run = self.map.run(block, max);
-        let source = match run.entry {
-            Entry::Unclaimed | Entry::Claimed(_) => Source::Origin,
-            Entry::Memory(seq) => Source::Copy { seq },
-            Entry::Disk(file_block) => Source::Cow { file_block },
-        };
-        (source, run.len)
+        match self.preserved.run(block, max) {
+            (true, n) => (Source::Copy, n),
+            (false, n) => (Source::Origin, n),
+        }
     }
 }
 
@@ -172,16 +145,15 @@ impl Iterator for Plan<'_> {
     type Item = Piece;
 
     fn next(&mut self) -> Option<Piece> {
-        let (source, mut blocks) = match self.pending.take() {
+        let (source, _) = match self.pending.take() {
             Some(pending) => pending,
             None => self.fetch()?,
         };
         while let Some((more, n)) = self.fetch() {
-            if more != source.advanced(blocks) {
+            if more != source {
                 self.pending = Some((more, n));
                 break;
             }
-            blocks = blocks.saturating_add(n);
         }
         let ahead = self.pending.map_or(0, |(_, n)| n);
         let end_block = self.next_block.saturating_sub(ahead);

@@ -13,7 +13,7 @@
 //!
 //! Order: a block is taken (a Release on the mark) before the write of a copy to it is submitted. A
 //! snapshot reader that read such a block from the origin looks at the mark (Acquire) *after* its
-//! read has completed, the same way as with the block map: not taken then means not overwritten
+//! read has completed, the same way as with the bits of `preserved.rs`: not taken then means not overwritten
 //! before.
 
 use super::lazy::{Content, Lazy};

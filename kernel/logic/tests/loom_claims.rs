@@ -15,15 +15,14 @@
 //! and must fail with the message of the check that is there for that step.
 #![cfg(loom)]
 
-use cow_logic::block_map::{BlockMap, Entry};
 use cow_logic::change_map::ChangeMap;
 use cow_logic::mem::without_memory;
+use cow_logic::preserved::Preserved;
 use cow_logic::read_plan::View;
 use cow_logic::space::{Segment, Space};
 use cow_logic::sync::{fence, AtomicI32, AtomicU64, Ordering};
-use loom::cell::UnsafeCell;
 use loom::model::Builder;
-use loom::sync::Arc;
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 
 const OLD: u64 = 1;
@@ -64,22 +63,17 @@ impl Disk {
     }
 }
 
-/// A page of the copy ring: plain memory. loom fails the model when accesses to it race.
-struct Page(UnsafeCell<u64>);
+/// A lock of the module. (One made of atomics would be weaker than loom's, but loom does not get to an end
+/// with whatever spins.)
+struct Lock<T>(Mutex<T>);
 
-impl Page {
-    fn new() -> Self {
-        Self(UnsafeCell::new(0))
+impl<T> Lock<T> {
+    fn new(value: T) -> Self {
+        Self(Mutex::new(value))
     }
 
-    fn fill(&self, value: u64) {
-        // SAFETY: one claimer writes the page, before it publishes; loom checks that.
-        self.0.with_mut(|p| unsafe { *p = value });
-    }
-
-    fn get(&self) -> u64 {
-        // SAFETY: read only after the publication was seen; loom checks that.
-        self.0.with(|p| unsafe { *p })
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().unwrap())
     }
 }
 
@@ -97,86 +91,213 @@ enum Claims {
     PublishLate,
     /// A second writer is let go as soon as the block is claimed by the first.
     ReleaseOnClaim,
+    /// The block counts as preserved before its page is in the ring.
+    FillLate,
+    /// The page leaves the ring before its write has completed.
+    RetireEarly,
+    /// The claimer looks at the bits first, and then whether the block is claimed.
+    BitsFirst,
+    /// Entries leave the memory although their blocks are not preserved.
+    PageOutEarly,
+    /// Entries leave the memory before it is known where they are on disk.
+    ForgetFirst,
+}
+
+/// What the copy ring holds of the block.
+#[derive(Clone, Copy, PartialEq)]
+enum Slot {
+    Empty,
+    Reading,
+    Ready(u64),
+}
+
+/// Where the index has the block's place.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    in_memory: bool,
+    on_disk: bool,
 }
 
 struct Engine {
-    map: BlockMap,
+    preserved: Preserved,
     space: Space,
     origin: Disk,
     cow: Disk,
-    page: Page,
+    /// One at a time claims; how often the block was claimed.
+    claims: Lock<u32>,
+    index: Lock<Place>,
+    ring: Lock<Slot>,
+    /// See [`Engine::step`].
+    steps: AtomicU64,
 }
 
 impl Engine {
     fn new() -> Self {
-        let map = BlockMap::new(1).unwrap();
-        map.reserve(0, 1).unwrap();
+        let preserved = Preserved::new(1).unwrap();
+        preserved.reserve(0, 1).unwrap();
         Self {
-            map,
+            preserved,
             space: Space::new().unwrap(),
             origin: Disk::new(OLD),
             cow: Disk::new(0),
-            page: Page::new(),
+            claims: Lock::new(0),
+            index: Lock::new(Place::default()),
+            ring: Lock::new(Slot::Empty),
+            steps: AtomicU64::new(0),
         }
+    }
+
+    /// Comes before whatever touches what others see. loom tries another order of two accesses only when
+    /// the earlier one was the last to its object: a store is not tried before a load that another load
+    /// follows. Steps are tried in every order. They order nothing else, being relaxed.
+    fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     fn view(&self) -> View<'_> {
         View {
-            map: &self.map,
+            preserved: &self.preserved,
             own: &[],
             first_data: 0,
             space: &self.space,
         }
     }
 
-    /// A write to the origin's block, held until the old data is preserved.
-    fn write(&self, seq: u64, how: Claims) {
-        if self.map.claim(0, seq) {
-            let old = self.origin.read();
-            self.page.fill(old);
-            if how == Claims::PublishLate {
-                self.origin.write(NEW);
+    fn is_preserved(&self) -> bool {
+        self.step();
+        self.preserved.all(0, 1)
+    }
+
+    /// Whether it is up to the caller to copy the block.
+    fn claim(&self, how: Claims) -> bool {
+        self.step();
+        self.claims.with(|claims| {
+            let early = how == Claims::BitsFirst && self.is_preserved();
+            let known = self.place().in_memory;
+            let preserved = match how {
+                Claims::BitsFirst => early,
+                _ => self.is_preserved(),
+            };
+            if known || preserved {
+                return false;
             }
-            assert!(self.map.publish(0, seq));
-        }
-        while how != Claims::ReleaseOnClaim && !self.map.preserved(0, 1) {
-            thread::yield_now();
-        }
+            self.set_slot(Slot::Reading);
+            self.step();
+            self.index.with(|index| index.in_memory = true);
+            *claims += 1;
+            assert_eq!(*claims, 1, "a block was claimed twice");
+            true
+        })
+    }
+
+    fn place(&self) -> Place {
+        self.step();
+        self.index.with(|place| *place)
+    }
+
+    fn slot(&self) -> Slot {
+        self.step();
+        self.ring.with(|slot| *slot)
+    }
+
+    fn set_slot(&self, to: Slot) {
+        self.step();
+        self.ring.with(|slot| *slot = to);
+    }
+
+    fn read_origin(&self) -> u64 {
+        self.step();
+        self.origin.read()
+    }
+
+    fn overwrite(&self) {
+        self.step();
         self.origin.write(NEW);
     }
 
-    /// The copier: from memory to the COW file.
-    fn store(&self) {
-        loop {
-            match self.map.get(0) {
-                Entry::Memory(seq) => {
-                    self.cow.write(self.page.get());
-                    assert!(self.map.stored(0, seq, 0));
-                    return;
-                }
-                _ => thread::yield_now(),
+    /// A write to the origin's block, held until the old data is preserved. (A model that waited would have
+    /// no end: a write that finds the block claimed and not preserved stays held.)
+    fn write(&self, how: Claims) {
+        if self.claim(how) {
+            let old = self.read_origin();
+            if how == Claims::PublishLate {
+                self.overwrite();
+            }
+            if how == Claims::FillLate {
+                self.step();
+                self.preserved.set(0, 1);
+            }
+            self.step();
+            self.ring.with(|slot| {
+                *slot = Slot::Ready(old);
+                self.step();
+                self.preserved.set(0, 1);
+            });
+        }
+        if how == Claims::ReleaseOnClaim || self.is_preserved() {
+            self.overwrite();
+        }
+    }
+
+    /// The copier: from memory to the COW file, if there is something.
+    fn store(&self, how: Claims) {
+        if let Slot::Ready(old) = self.slot() {
+            if how == Claims::RetireEarly {
+                self.set_slot(Slot::Empty);
+            }
+            self.step();
+            self.cow.write(old);
+            if how != Claims::RetireEarly {
+                self.set_slot(Slot::Empty);
             }
         }
+    }
+
+    /// The pager: the index's entry goes from memory to disk, if it is there and may go.
+    fn page_out(&self, how: Claims) {
+        if !self.place().in_memory || (how != Claims::PageOutEarly && self.slot() == Slot::Reading)
+        {
+            return;
+        }
+        if how == Claims::ForgetFirst {
+            self.step();
+            self.index.with(|index| index.in_memory = false);
+        }
+        self.step();
+        self.index.with(|index| {
+            index.in_memory = false;
+            index.on_disk = true;
+        });
     }
 
     fn read(&self, how: Claims) -> u64 {
         loop {
-            match self.map.get(0) {
-                Entry::Memory(_) => return self.page.get(),
-                Entry::Disk(_) => return self.cow.read(),
-                Entry::Unclaimed | Entry::Claimed(_) => {
-                    let before = self.view().origin_holds(0, 8);
-                    let data = self.origin.read();
-                    let holds = match how {
-                        Claims::NoRecheck => true,
-                        Claims::CheckFirst => before,
-                        _ => self.view().origin_holds(0, 8),
-                    };
-                    if holds {
-                        return data;
-                    }
-                }
+            if self.is_preserved() {
+                let place = self.place();
+                assert!(place.in_memory || place.on_disk, "a copy is nowhere");
+                return self.copy();
             }
+            self.step();
+            let before = self.view().origin_holds(0, 8);
+            let data = self.read_origin();
+            self.step();
+            let holds = match how {
+                Claims::NoRecheck => true,
+                Claims::CheckFirst => before,
+                _ => self.view().origin_holds(0, 8),
+            };
+            if holds {
+                return data;
+            }
+        }
+    }
+
+    /// What was copied.
+    fn copy(&self) -> u64 {
+        match self.slot() {
+            Slot::Ready(old) => old,
+            // Not in memory: then it is on disk.
+            Slot::Empty | Slot::Reading => self.cow.read(),
         }
     }
 }
@@ -186,13 +307,13 @@ fn one_writer_one_reader(how: Claims) {
         let engine = Arc::new(Engine::new());
         let writer = {
             let engine = Arc::clone(&engine);
-            thread::spawn(move || engine.write(1, how))
+            thread::spawn(move || engine.write(how))
         };
         let data = engine.read(how);
         assert_eq!(data, OLD, "snapshot read returned new data");
         writer.join().unwrap();
         assert_eq!(engine.origin.read(), NEW, "the user's write was lost");
-        assert_eq!(engine.page.get(), OLD, "the copy holds new data");
+        assert_eq!(engine.copy(), OLD, "the copy holds new data");
     });
 }
 
@@ -221,15 +342,15 @@ fn counter_publish_comes_before_the_overwrite() {
 
 /// Two writers of one block: only one of them reads and copies it, the other waits for that.
 fn two_writers(how: Claims) {
-    check(move || {
+    check_big(move || {
         let engine = Arc::new(Engine::new());
         let other = {
             let engine = Arc::clone(&engine);
-            thread::spawn(move || engine.write(1, how))
+            thread::spawn(move || engine.write(how))
         };
-        engine.write(2, how);
+        engine.write(how);
         other.join().unwrap();
-        assert_eq!(engine.page.get(), OLD, "the copy holds new data");
+        assert_eq!(engine.copy(), OLD, "the copy holds new data");
         assert_eq!(engine.origin.read(), NEW, "the user's write was lost");
     });
 }
@@ -246,21 +367,21 @@ fn counter_claimed_is_not_preserved() {
 }
 
 #[test]
-fn leaves_are_made_once() {
+fn bits_are_not_lost_when_a_leaf_is_made() {
     check(|| {
-        let map = Arc::new(BlockMap::new(1).unwrap());
-        let claim = |seq| {
+        let map = Arc::new(Preserved::new(3).unwrap());
+        let set = |block| {
             let map = Arc::clone(&map);
             move || {
-                map.reserve(0, 1).unwrap();
-                map.claim(0, seq)
+                map.reserve(block, 1).unwrap();
+                map.set(block, 1);
             }
         };
-        let other = thread::spawn(claim(1));
-        let mine = claim(2)();
-        let others = other.join().unwrap();
-        assert!(mine != others, "not exactly one claim won");
-        assert_eq!(map.get(0), Entry::Claimed(if mine { 2 } else { 1 }));
+        let other = thread::spawn(set(1));
+        set(2)();
+        other.join().unwrap();
+        assert!(map.all(1, 2), "a bit was lost");
+        assert!(!map.all(0, 1));
     });
 }
 
@@ -269,9 +390,9 @@ fn two_writers_one_reader() {
     check_big(|| {
         let engine = Arc::new(Engine::new());
         let writers: Vec<_> = (1..3)
-            .map(|seq| {
+            .map(|_| {
                 let engine = Arc::clone(&engine);
-                thread::spawn(move || engine.write(seq, Claims::Right))
+                thread::spawn(move || engine.write(Claims::Right))
             })
             .collect();
         assert_eq!(
@@ -282,35 +403,87 @@ fn two_writers_one_reader() {
         for w in writers {
             w.join().unwrap();
         }
-        assert_eq!(engine.page.get(), OLD, "the copy holds new data");
+        assert_eq!(engine.copy(), OLD, "the copy holds new data");
+    });
+}
+
+fn with_copier(how: Claims) {
+    check_big(move || {
+        let engine = Arc::new(Engine::new());
+        let writer = {
+            let engine = Arc::clone(&engine);
+            thread::spawn(move || engine.write(how))
+        };
+        let copier = {
+            let engine = Arc::clone(&engine);
+            thread::spawn(move || engine.store(how))
+        };
+        assert_eq!(engine.read(how), OLD, "snapshot read returned new data");
+        writer.join().unwrap();
+        copier.join().unwrap();
+        assert_eq!(engine.read(how), OLD, "the COW file holds new data");
     });
 }
 
 #[test]
 fn writer_copier_and_reader() {
-    check_big(|| {
+    with_copier(Claims::Right);
+}
+
+#[test]
+#[should_panic(expected = "snapshot read returned new data")]
+fn counter_the_page_comes_before_the_bit() {
+    with_copier(Claims::FillLate);
+}
+
+#[test]
+#[should_panic(expected = "snapshot read returned new data")]
+fn counter_the_page_stays_until_the_copy_is_on_disk() {
+    with_copier(Claims::RetireEarly);
+}
+
+/// Entries of the index leave the memory while others claim and read.
+fn with_pager(how: Claims) {
+    check_big(move || {
         let engine = Arc::new(Engine::new());
         let writer = {
             let engine = Arc::clone(&engine);
-            thread::spawn(move || engine.write(1, Claims::Right))
+            thread::spawn(move || engine.write(how))
         };
-        let copier = {
+        let pager = {
             let engine = Arc::clone(&engine);
-            thread::spawn(move || engine.store())
+            thread::spawn(move || engine.page_out(how))
         };
-        assert_eq!(
-            engine.read(Claims::Right),
-            OLD,
-            "snapshot read returned new data"
-        );
+        // A second writer of the block, which must not copy it again.
+        engine.write(how);
+        assert_eq!(engine.read(how), OLD, "snapshot read returned new data");
         writer.join().unwrap();
-        copier.join().unwrap();
-        assert_eq!(
-            engine.read(Claims::Right),
-            OLD,
-            "the COW file holds new data"
-        );
+        pager.join().unwrap();
+        assert_eq!(engine.read(how), OLD, "snapshot read returned new data");
     });
+}
+
+#[test]
+fn entries_leave_the_memory() {
+    with_pager(Claims::Right);
+}
+
+#[test]
+#[should_panic(expected = "a block was claimed twice")]
+fn counter_claims_look_at_the_memory_first() {
+    with_pager(Claims::BitsFirst);
+}
+
+#[test]
+#[should_panic(expected = "a block was claimed twice")]
+fn counter_only_preserved_entries_leave_the_memory() {
+    with_pager(Claims::PageOutEarly);
+}
+
+#[test]
+#[should_panic(expected = "a copy is nowhere")]
+fn counter_entries_are_exchanged_at_once() {
+    with_pager(Claims::ForgetFirst);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -549,7 +722,7 @@ enum Point {
 /// counter stands for the probe's read section *and* the bio's time in flight: what the switch waits
 /// for is the grace period of the tracepoint and the drained queue.
 fn point(how: Point) {
-    check(move || {
+    check_big(move || {
         let epoch = Arc::new(AtomicU64::new(0));
         let in_flight = Arc::new(AtomicU64::new(0));
         let old_map = Arc::new(ChangeMap::new(100).unwrap());
@@ -576,7 +749,7 @@ fn point(how: Point) {
                     engine.origin.write(NEW);
                 } else {
                     // The new snapshot is protected.
-                    engine.write(1, Claims::Right);
+                    engine.write(Claims::Right);
                 }
                 if how != Point::DrainProbesOnly {
                     in_flight.fetch_sub(1, Ordering::AcqRel);

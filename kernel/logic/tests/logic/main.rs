@@ -4,7 +4,6 @@
 //! Everything in here also runs under Miri (`tests/host/miri.sh`), with fewer cases.
 #![cfg(not(loom))]
 
-mod block_map;
 mod change_map;
 mod decide;
 mod errno;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 use super::extents::{layout, owners};
 use crate::config;
-use cow_logic::block_map::{BlockMap, Entry};
 use cow_logic::extents::{sort_by_origin, FileExtent};
+use cow_logic::preserved::Preserved;
 use cow_logic::read_plan::{Piece, Source, View};
 use cow_logic::space::{Segment, Space};
 use proptest::prelude::*;
@@ -16,8 +16,8 @@ struct Case {
     /// Length and whether it is usable, from `first_data` on.
     segments: Vec<(u64, bool)>,
     take: u64,
-    /// Start, length, first number, stage.
-    lives: Vec<(u64, u64, u64, u8)>,
+    /// Start, length.
+    preserved: Vec<(u64, u64)>,
     sector: u64,
     sectors: u64,
 }
@@ -28,17 +28,17 @@ fn case() -> impl Strategy<Value = Case> {
         0..8u64,
         prop::collection::vec((1..5u64, any::<bool>()), 0..6),
         0..30u64,
-        prop::collection::vec((0..BLOCKS, 1..12u64, 0..40u64, 1..4u8), 0..12),
+        prop::collection::vec((0..BLOCKS, 1..12u64), 0..12),
         0..BLOCKS * 8,
         1..300u64,
     )
         .prop_map(
-            |(by_file, first_data, segments, take, lives, sector, sectors)| Case {
+            |(by_file, first_data, segments, take, preserved, sector, sectors)| Case {
                 by_file,
                 first_data,
                 segments,
                 take,
-                lives,
+                preserved,
                 sector,
                 sectors,
             },
@@ -51,27 +51,15 @@ fn naive(
     owners: &[Option<u64>],
     first_data: u64,
     space: &Space,
-    map: &BlockMap,
+    map: &Preserved,
 ) -> Source {
     match owners[block as usize] {
         Some(f) if f < first_data || space.is_taken(f) => return Source::Zero,
         _ => {}
     }
-    match map.get(block) {
-        Entry::Unclaimed | Entry::Claimed(_) => Source::Origin,
-        Entry::Memory(seq) => Source::Copy { seq },
-        Entry::Disk(file_block) => Source::Cow { file_block },
-    }
-}
-
-fn at(piece: &Piece, block: u64) -> Source {
-    let n = block - piece.sector / 8;
-    match piece.source {
-        Source::Copy { seq } => Source::Copy { seq: seq + n },
-        Source::Cow { file_block } => Source::Cow {
-            file_block: file_block + n,
-        },
-        other => other,
+    match map.all(block, 1) {
+        false => Source::Origin,
+        true => Source::Copy,
     }
 }
 
@@ -94,17 +82,12 @@ proptest! {
         while let Some((_, n)) = space.take(left) {
             left -= n;
         }
-        let map = BlockMap::new(BLOCKS).unwrap();
+        let map = Preserved::new(BLOCKS).unwrap();
         map.reserve(0, BLOCKS).unwrap();
-        for (start, len, seq, stage) in &c.lives {
-            for i in 0..*len {
-                let (b, s) = (start + i, seq + i);
-                let _ = map.claim(b, s)
-                    && *stage > 1 && map.publish(b, s)
-                    && *stage > 2 && map.stored(b, s, 1000 + s);
-            }
+        for (start, len) in &c.preserved {
+            map.set(*start, *len);
         }
-        let view = View { map: &map, own: &own, first_data: c.first_data, space: &space };
+        let view = View { preserved: &map, own: &own, first_data: c.first_data, space: &space };
         let owners = owners(&c.by_file);
 
         let pieces: Vec<Piece> = view.plan(c.sector, c.sectors).collect();
@@ -115,23 +98,22 @@ proptest! {
             prop_assert_eq!(p.offset_in_block(), sector % 8);
             for s in p.sector..p.sector + p.sectors {
                 let want = naive(s / 8, &owners, c.first_data, &space, &map);
-                prop_assert_eq!(at(p, s / 8), want, "sector {}", s);
+                prop_assert_eq!(p.source, want, "sector {}", s);
             }
             sector += p.sectors;
         }
         prop_assert_eq!(sector, (c.sector + c.sectors).min(BLOCKS * 8), "all of it");
         for pair in pieces.windows(2) {
-            let block = pair[1].sector / 8;
             prop_assert!(pair[1].sector % 8 == 0, "cut at a block");
-            prop_assert_ne!(at(&pair[0], block), at(&pair[1], block), "as long as it gets");
+            prop_assert_ne!(pair[0].source, pair[1].source, "as long as it gets");
         }
         let origin = pieces.iter().all(|p| p.source == Source::Origin);
         prop_assert_eq!(view.origin_holds(c.sector, c.sectors), origin);
     }
 }
 
-fn empty() -> (BlockMap, Space) {
-    (BlockMap::new(BLOCKS).unwrap(), Space::new().unwrap())
+fn empty() -> (Preserved, Space) {
+    (Preserved::new(BLOCKS).unwrap(), Space::new().unwrap())
 }
 
 #[test]
@@ -145,7 +127,7 @@ fn own_blocks_read_as_the_contract_says() {
     }];
     space.add(Segment { start: 3, len: 5 }).unwrap();
     let view = View {
-        map: &map,
+        preserved: &map,
         own: &own,
         first_data: 3,
         space: &space,
@@ -176,27 +158,24 @@ fn own_blocks_read_as_the_contract_says() {
             (15, 85, Source::Origin)
         ]
     );
-    // These rules win over the block map.
+    // These rules win over the copies.
     map.reserve(0, BLOCKS).unwrap();
-    for b in [12, 13] {
-        assert!(map.claim(b, b) && map.publish(b, b));
-    }
+    map.set(12, 2);
     assert_eq!(sources(view)[1], (10, 5, Source::Zero));
 }
 
 #[test]
-fn a_claimed_block_is_read_from_the_origin_and_checked() {
+fn what_was_read_from_the_origin_is_checked() {
     let (map, space) = empty();
     map.reserve(0, BLOCKS).unwrap();
     let view = View {
-        map: &map,
+        preserved: &map,
         own: &[],
         first_data: 0,
         space: &space,
     };
-    assert!(map.claim(5, 1));
     assert!(view.origin_holds(0, 800));
-    assert!(map.publish(5, 1));
+    map.set(5, 1);
     assert!(!view.origin_holds(47, 1), "last sector of block 5");
     assert!(view.origin_holds(48, 1));
     assert!(view.origin_holds(39, 1));
@@ -206,7 +185,7 @@ fn a_claimed_block_is_read_from_the_origin_and_checked() {
 fn extremes() {
     let (map, space) = empty();
     let view = View {
-        map: &map,
+        preserved: &map,
         own: &[],
         first_data: 0,
         space: &space,

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Regions and groups against a naive model; words of the change map; restored copies.
+//! Regions and groups against a naive model; words of the change map.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cow_logic::abi::cow::{GROUP_BLOCKS, REGION_BLOCKS};
-use cow_logic::block_map::{BlockMap, Entry};
 use cow_logic::change_map::ChangeMap;
 use cow_logic::mem::without_memory;
 use cow_logic::regions::{Groups, Regions, GROUP_MASK};
@@ -14,8 +13,6 @@ use proptest::prelude::*;
 /// Words of a bitmap block; fewer where every step is slow.
 const WORDS: usize = if cfg!(miri) { 6 } else { 480 };
 
-/// Length of the longest run of copies; shorter where every step is slow.
-const MAX_RUN: u64 = if cfg!(miri) { 12 } else { 300 };
 /// Blocks that one leaf of a change map covers.
 const LEAF: u64 = 32768;
 
@@ -106,32 +103,6 @@ proptest! {
     }
 
     #[test]
-    fn restored_copies_are_where_they_were(
-        runs in proptest::collection::vec((0u64..1500, 1u64..MAX_RUN, 0u64..1 << 40), 0..8),
-        base in prop_oneof![Just(0), Just(512 * 512 - 700)],
-    ) {
-        let blocks = 512 * 512 + 1000;
-        let map = BlockMap::new(blocks).unwrap();
-        let mut naive: BTreeMap<u64, u64> = BTreeMap::new();
-        for (start, len, file_block) in runs {
-            let start = base + start;
-            let mut good = true;
-            for i in 0..len {
-                // The first block that cannot be entered ends it.
-                good = good && start + i < blocks && !naive.contains_key(&(start + i));
-                if good {
-                    naive.insert(start + i, file_block + i);
-                }
-            }
-            prop_assert_eq!(map.restore(start, file_block, len).is_ok(), good);
-        }
-        for b in (base..base + 2000).step_by(if cfg!(miri) { 97 } else { 1 }) {
-            let want = naive.get(&b).map_or(Entry::Unclaimed, |at| Entry::Disk(*at));
-            prop_assert_eq!(map.get(b), want, "block {}", b);
-        }
-    }
-
-    #[test]
     fn groups_are_those_of_each_block(start in 0u64..4 * GROUP_BLOCKS, len in 0u64..2 * GROUP_BLOCKS) {
         let mut naive: BTreeMap<usize, u32> = BTreeMap::new();
         for block in (start..start + len).step_by(REGION_BLOCKS as usize).chain((len > 0).then(|| start + len - 1)) {
@@ -209,17 +180,6 @@ proptest! {
 }
 
 #[test]
-fn copies_are_restored_once() {
-    let map = BlockMap::new(10_000).unwrap();
-    map.restore(500, 9000, 1200).unwrap();
-    assert_eq!(map.get(499), Entry::Unclaimed);
-    assert_eq!(map.get(500), Entry::Disk(9000));
-    assert_eq!(map.get(1699), Entry::Disk(10_199));
-    assert!(map.preserved(500, 1200) && !map.preserved(500, 1201));
-    assert!(map.restore(1699, 1, 1).is_err(), "a block has one copy");
-}
-
-#[test]
 fn extremes_of_groups_and_regions() {
     assert_eq!(Groups::of(7, 0).count(), 0);
     assert_eq!(Groups::of(u64::MAX, u64::MAX).count(), 0);
@@ -287,22 +247,4 @@ fn words_of_leaves_without_memory_end_with_the_map() {
         map.next_run(0).map(|r| (r.start, r.len)),
         Some((LEAF, LEAF))
     );
-}
-
-#[test]
-fn copies_that_cannot_be_restored_are_refused() {
-    let map = BlockMap::new(1000).unwrap();
-    assert!(without_memory(|| map.restore(0, 1, 1)).is_err());
-    assert_eq!(map.get(0), Entry::Unclaimed);
-    assert!(map.restore(999, 1, 2).is_err(), "behind the end");
-    assert!(map.restore(u64::MAX, 1, u64::MAX).is_err());
-    assert!(
-        map.restore(0, 1 << 62, 1).is_err(),
-        "a number that does not fit"
-    );
-    assert!(map.restore(0, u64::MAX, 1).is_err());
-    assert_eq!(map.get(0), Entry::Unclaimed);
-    map.restore(5, 5, 0).unwrap();
-    map.restore(0, 7, 1).unwrap();
-    assert!(!map.claim(0, 1), "what is restored is final");
 }
