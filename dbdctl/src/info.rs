@@ -144,6 +144,17 @@ fn table(info: &Info, status: Option<&Status>) -> String {
     }
     row("COW file size", human::bytes(s.cow_bytes));
     row("memory of maps", human::bytes(s.map_memory));
+    if s.index_memory != 0 || s.index_on_disk != 0 {
+        row(
+            "index of copies",
+            format!(
+                "{} of {} in memory, {} on disk",
+                human::bytes(s.index_memory),
+                human::bytes(info.cache_size),
+                human::bytes(s.index_on_disk)
+            ),
+        );
+    }
     row("last freeze", human::nanoseconds(s.freeze_ns));
     if s.auto_expand_step > 0 {
         row(
@@ -190,6 +201,8 @@ fn full(control: &Control, info: &Info) -> Value {
         "copy_memory_max": status.map(|s| s.copy_memory_max),
         "copy_memory_used": status.map(|s| s.copy_memory_used),
         "map_memory": status.map(|s| s.map_memory),
+        "index_memory": status.map(|s| s.index_memory),
+        "index_on_disk": status.map(|s| s.index_on_disk),
         "freeze_ns": status.map(|s| s.freeze_ns),
         "writes_held": status.map(|s| s.writes_held),
         "discards_dropped": status.map(|s| s.discards_dropped),

@@ -265,4 +265,8 @@ fn print_status(s: &abi::Status) {
         s.writes_held, s.discards_dropped
     );
     println!("crash_blocks={}", s.crash_blocks);
+    println!(
+        "index_memory={} index_on_disk={}",
+        s.index_memory, s.index_on_disk
+    );
 }
