@@ -106,20 +106,20 @@ pub(crate) fn ask_again(bio: HeldBio, from: u64) {
 }
 
 fn send_on(bio: HeldBio, first: u64) {
-    let guard = rcu::read_lock();
-    let next = TRACKERS.read(&guard).and_then(|list| {
-        list.iter()
-            .filter(|t| t.id() >= first)
-            .find(|t| t.on_bio(&guard, bio.view()) == Action::Redirect)
-    });
-    if let Some(tracker) = next {
-        tracker.held().enter();
-        // Neither sleeps nor allocates.
-        tracker.hold().park(bio);
-        return;
+    let next = {
+        let guard = rcu::read_lock();
+        let next = TRACKERS.read(&guard).and_then(|list| {
+            list.iter()
+                .filter(|t| t.id() >= first)
+                .find(|t| t.on_bio(&guard, bio.view()) == Action::Redirect)
+        });
+        // Counted under RCU, as in the probe.
+        next.inspect(|t| t.held().enter()).cloned()
+    };
+    match next {
+        Some(tracker) => tracker.hold().park(bio),
+        None => bio.resubmit(),
     }
-    drop(guard);
-    bio.resubmit();
 }
 
 fn replaced(edit: impl FnOnce(&mut List) -> Result) -> Result<KBox<List>> {

@@ -33,12 +33,23 @@ use kernel::{
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Whom bios may have to wait for. Set before the epoch with them is published.
-#[derive(Clone)]
 struct Waits {
     /// Cleared only when `held` is empty and no epoch has it.
     snapshot: Option<Arc<Snapshot>>,
     logs: [Option<Arc<Log>>; 2],
     guard: Option<Arc<KVVec<FileExtent>>>,
+}
+
+/// What is to be done with a held bio.
+enum Next {
+    /// Complete it without issuing it, for the sake of this snapshot or of the COW file.
+    Drop(Option<Arc<Snapshot>>),
+    /// Have its regions marked in this log.
+    Mark(Arc<Log>),
+    /// Show it to the tracker as if it had just come.
+    AskAgain,
+    /// It may go, once this snapshot has its old data.
+    Go(Option<Arc<Snapshot>>),
 }
 
 /// Where redirected bios arrive. Apart from the tracker, so that the shadow disk can own it.
@@ -61,59 +72,72 @@ impl BioDriver for HoldQueue {
 }
 
 impl HoldQueue {
-    /// Takes a bio that was counted in `held`. Neither sleeps nor allocates.
+    /// Takes a bio that was counted in `held`. Waits for nothing.
     ///
     /// First its marks have to be on disk; whoever sees to that asks again. Then its old data has to be
     /// preserved.
     pub(crate) fn park(&self, bio: HeldBio) {
-        let Waits { snapshot, logs, guard } = self.waits.lock().clone();
-        let discard = op_of(bio.view()) == Op::Discard;
-        if discard && guard.is_some_and(|g| self.hits(&g, bio.view())) {
-            // A hint, and following it would lose data of ours: say yes and do nothing.
-            return self.complete(bio);
-        }
-        for log in logs.iter().flatten() {
-            let (start, len) = log.blocks_of(bio.view());
-            if !log.is_open(start, len, bio.view().key()) {
-                Log::park(log, bio);
-                return;
-            }
-        }
-        for log in logs.iter().flatten() {
-            log.gone(log.blocks_of(bio.view()).0, bio.view().key());
-        }
-        let active = snapshot.as_ref().filter(|s| !s.lets_go());
-        if discard {
-            let (start, len) = active.map_or((0, 0), |s| s.blocks_of(bio.view()));
-            match active.filter(|s| !s.preserved.all(start, len)) {
-                // The same for old data.
-                Some(s) => {
+        let next = self.next_step(bio.view());
+        match next {
+            Next::Drop(snapshot) => {
+                if let Some(s) = snapshot {
                     s.counters.discards.fetch_add(1, Ordering::Relaxed);
-                    self.complete(bio);
                 }
-                // What spoke against it has ended meanwhile, and it was not entered as a change: it
-                // begins anew.
-                None => {
-                    intercept::ask_again(bio, self.id);
-                    self.held.leave();
+                bio.end(Status::Ok);
+                self.held.leave();
+            }
+            Next::Mark(log) => Log::park(&log, bio),
+            Next::AskAgain => {
+                intercept::ask_again(bio, self.id);
+                self.held.leave();
+            }
+            Next::Go(snapshot) => {
+                // A snapshot point may have passed since the probe: for the time behind it this is a
+                // change too.
+                intercept::mark_again(bio.view(), self.id);
+                match snapshot {
+                    Some(s) => {
+                        s.parked.push(bio);
+                        s.as_arc_borrow().wake_claim();
+                    }
+                    None => {
+                        intercept::resume(bio, self.id);
+                        self.held.leave();
+                    }
                 }
             }
-            return;
         }
-        // A snapshot point may have passed since the probe: for the time behind it this is a change too.
-        intercept::mark_again(bio.view(), self.id);
-        let Some(s) = snapshot else {
-            intercept::resume(bio, self.id);
-            self.held.leave();
-            return;
-        };
-        s.parked.push(bio);
-        s.as_arc_borrow().wake_claim();
     }
 
-    fn complete(&self, bio: HeldBio) {
-        bio.end(Status::Ok);
-        self.held.leave();
+    /// What is to be done with a bio now.
+    fn next_step(&self, bio: BioRef<'_>) -> Next {
+        let waits = self.waits.lock();
+        let discard = op_of(bio) == Op::Discard;
+        if discard && waits.guard.as_ref().is_some_and(|g| self.hits(g, bio)) {
+            // A hint, and following it would lose data of ours: say yes and do nothing.
+            return Next::Drop(None);
+        }
+        for log in waits.logs.iter().flatten() {
+            let (start, len) = log.blocks_of(bio);
+            if !log.is_open(start, len, bio.key()) {
+                return Next::Mark(log.clone());
+            }
+        }
+        for log in waits.logs.iter().flatten() {
+            log.gone(log.blocks_of(bio).0, bio.key());
+        }
+        if discard {
+            let active = waits.snapshot.as_ref().filter(|s| !s.lets_go());
+            let (start, len) = active.map_or((0, 0), |s| s.blocks_of(bio));
+            return match active.filter(|s| !s.preserved.all(start, len)) {
+                // The same for old data.
+                Some(s) => Next::Drop(Some(s.clone())),
+                // What spoke against it has ended meanwhile, and it was not entered as a change: it
+                // begins anew.
+                None => Next::AskAgain,
+            };
+        }
+        Next::Go(waits.snapshot.clone())
     }
 
     /// Whether a bio reaches into the COW file.
