@@ -1,22 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Claiming: a first overwrite waits here until its old data is being read.
+//! Claiming: from here on a first overwrite waits until its old data has been read.
 //!
-//! A single work item at a time claims, so claims need no arbitration, and the places in the COW file
-//! are given out in the order in which the reads are submitted.
+//! Whoever brings a held write here claims for it at once, in its own task, when nobody else is claiming
+//! and nothing stands in the way; that neither sleeps nor waits, and the read of the old data goes down the
+//! stack right behind. Everything else is left to a work item. Both hold `claims`, so claims need no
+//! arbitration, and the places in the COW file are given out in the order in which the reads are submitted.
 
+use crate::delays::{self, Step};
 use crate::faults::{self, Fault};
+use crate::logic::extents::FileExtent;
 use crate::logic::index::Stock;
 use crate::logic::index_page::{Found, Run};
 use crate::snapshot::{OldRead, Snapshot, Wake, MAX_JOB};
 use crate::sys::{
-    bio::BioList,
-    page::CopyPage,
+    bio::{BioList, HeldBio},
+    bio_pool::PoolBio,
+    errno::EUCLEAN,
+    page::CopyPages,
     plug::plugged,
 };
 use core::sync::atomic::Ordering;
 use kernel::{bindings, prelude::*, sync::Arc};
 
-/// What the claim work has taken over but not finished.
+/// Pages that the claimers keep at hand.
+const PAGES_AT_HAND: usize = 64;
+
+/// What whoever claims has taken over but not finished.
 pub(crate) struct Claims {
     /// Bios that have not been looked at, oldest first.
     queue: BioList,
@@ -25,18 +34,61 @@ pub(crate) struct Claims {
     current: Option<(u64, u64)>,
     /// Places that were taken but found no page: first block and count.
     spare: Option<(u64, u64)>,
+    /// The part of the COW file that the last place was in.
+    extent: FileExtent,
+    /// Single pages.
+    pages: KVec<CopyPages>,
     /// Memory for the index to grow.
     stock: Stock,
 }
 
 impl Claims {
-    pub(crate) const fn new() -> Self {
-        Self { queue: BioList::new(), current: None, spare: None, stock: Stock::empty() }
+    /// Nothing is claimed. May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            queue: BioList::new(),
+            current: None,
+            spare: None,
+            extent: FileExtent::default(),
+            pages: KVec::with_capacity(PAGES_AT_HAND, GFP_KERNEL)?,
+            stock: Stock::empty(),
+        })
     }
 
     /// Nothing is left to be claimed.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.current.is_none()
+    }
+
+    /// A single page; from the system only when none is left over.
+    fn page(&mut self, snap: &Snapshot) -> Option<CopyPages> {
+        if self.pages.is_empty() {
+            snap.ring.lock().take_singles(&mut self.pages);
+        }
+        self.pages
+            .pop()
+            .or_else(CopyPages::alloc)
+            .or_else(|| snap.ring.lock().reserve_page())
+    }
+
+    /// The largest buffer of at most `blocks` blocks that can be had.
+    fn buffer(&mut self, snap: &Snapshot, blocks: u64) -> Option<CopyPages> {
+        if blocks < 2 {
+            return self.page(snap);
+        }
+        let kept = snap.ring.lock().take_large(blocks);
+        kept.or_else(|| CopyPages::alloc_large(blocks)).or_else(|| self.page(snap))
+    }
+
+    /// Where `place` lies on the origin, and how many blocks follow it there.
+    fn locate(&mut self, snap: &Snapshot, place: u64) -> Option<(u64, u64)> {
+        let behind = self.extent.file_end();
+        if place < self.extent.file_block || place >= behind {
+            let (origin_block, len) = Snapshot::locate(&snap.file_map(), place)?;
+            self.extent = FileExtent { file_block: place, origin_block, len };
+        }
+        let rest = self.extent.skip(place.saturating_sub(self.extent.file_block));
+        Some((rest.origin_block, rest.len))
     }
 }
 
@@ -45,8 +97,39 @@ enum Stop {
     /// The ring is full, or memory is short, or the index has had its share of it: whoever retires
     /// copies, or writes the index, wakes us.
     Blocked(u64),
+    /// Going on from this block would sleep.
+    Sleeps(u64),
     /// The snapshot has failed.
     Failed,
+}
+
+/// What a claimer may do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Nothing but look: it is in somebody else's `submit_bio`.
+    None,
+    /// Sleep until a bio of a pool is free.
+    Sleep,
+}
+
+/// Takes a held write to blocks that are not all preserved. Neither sleeps nor waits.
+pub(crate) fn submit(snap: &Arc<Snapshot>, bio: HeldBio) {
+    delays::at(Step::Claim);
+    // Behind those that wait already: room that comes free is theirs.
+    let turn = snap
+        .claims
+        .try_lock()
+        .filter(|c| c.is_idle() && snap.parked.is_empty() && !snap.lets_go());
+    let Some(mut claims) = turn else {
+        snap.parked.push(bio);
+        snap.as_arc_borrow().wake_claim();
+        return;
+    };
+    let preserved = begin(snap, &mut claims, bio, Patience::None);
+    drop(claims);
+    if let Some(bio) = preserved {
+        snap.hand_back(bio);
+    }
 }
 
 /// The work: claims blocks for all parked bios, as far as there is room.
@@ -63,52 +146,94 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
             snap.as_arc_borrow().wake_release();
             return;
         }
-        let (next, end) = match claims.current.take() {
-            Some(range) => range,
-            None => {
-                let Some(bio) = claims.queue.pop_front() else { return };
-                let (start, len) = snap.blocks_of(bio.view());
-                snap.counters.held.fetch_add(1, Ordering::Relaxed);
-                // On the list before its reads are submitted: whoever completes the last one finds
-                // it there. It cannot be let go before all its blocks are preserved.
+        if let Some((next, end)) = claims.current.take() {
+            match claim_range(snap, &mut claims, next, end, &mut None, Patience::Sleep) {
+                // Perhaps others had claimed everything and are done: look once.
+                Ok(()) => snap.as_arc_borrow().wake_release(),
+                Err(stop) => stopped(snap, &mut claims, stop, end),
+            }
+        } else {
+            let Some(bio) = claims.queue.pop_front() else { return };
+            if let Some(bio) = begin(snap, &mut claims, bio, Patience::Sleep) {
                 snap.waiting.lock().push_back(bio);
-                (start, start.saturating_add(len))
+                snap.as_arc_borrow().wake_release();
             }
-        };
-        match claim_range(snap, &mut claims, next, end) {
-            // Perhaps others had claimed everything and are done: look once.
-            Ok(submitted) => {
-                if !submitted || faults::active(Fault::PublishEarly) {
-                    snap.as_arc_borrow().wake_release();
-                }
-            }
-            Err(Stop::Failed) => {}
-            Err(Stop::Blocked(at)) => {
-                claims.current = Some((at, end));
-                snap.claim_blocked.store(true, Ordering::SeqCst);
-                // Either the one who retires sees the flag, or we see what it has retired.
-                if snap.index.is_full() {
-                    snap.as_arc_borrow().wake_page();
-                    return;
-                }
-                if snap.ring.lock().room() == 0 || CopyPage::alloc().is_none() {
-                    snap.as_arc_borrow().wake_copy();
-                    return;
-                }
-            }
+        }
+        if claims.current.is_some() {
+            return;
         }
     });
 }
 
-/// Claims the unclaimed blocks of `next..end` and submits the reads of their old data. Whether there
-/// was any.
+/// Claims for one bio. It comes back when there is nothing that it has to wait for.
+fn begin(
+    snap: &Arc<Snapshot>,
+    claims: &mut Claims,
+    bio: HeldBio,
+    patience: Patience,
+) -> Option<HeldBio> {
+    let (start, len) = snap.blocks_of(bio.view());
+    let end = start.saturating_add(len);
+    snap.counters.held.fetch_add(1, Ordering::Relaxed);
+    let mut bio = Some(bio);
+    let result = claim_range(snap, claims, start, end, &mut bio, patience);
+    if let Some(bio) = bio {
+        if result.is_ok() && snap.preserved.all(start, len) {
+            return Some(bio);
+        }
+        snap.waiting.lock().push_back(bio);
+        // What it waits for may have come just now.
+        snap.as_arc_borrow().wake_release();
+    }
+    if let Err(stop) = result {
+        stopped(snap, claims, stop, end);
+    }
+    None
+}
+
+/// Sees to it that claiming goes on, once it can, with the blocks before `end`.
+fn stopped(snap: &Arc<Snapshot>, claims: &mut Claims, stop: Stop, end: u64) {
+    match stop {
+        // Whoever stored the failure has woken all.
+        Stop::Failed => {}
+        Stop::Sleeps(at) => {
+            claims.current = Some((at, end));
+            snap.as_arc_borrow().wake_claim();
+        }
+        Stop::Blocked(at) => {
+            claims.current = Some((at, end));
+            snap.claim_blocked.store(true, Ordering::SeqCst);
+            // Either the one who retires sees the flag, or we see what it has retired.
+            if snap.index.is_full() {
+                snap.as_arc_borrow().wake_page();
+                return;
+            }
+            let room = snap.ring.lock().room();
+            let page = claims.page(snap);
+            if room == 0 || page.is_none() {
+                Snapshot::write_copies(snap);
+            } else if snap.claim_blocked.swap(false, Ordering::SeqCst) {
+                snap.as_arc_borrow().wake_claim();
+            }
+            if let Some(page) = page {
+                // There is room, as one was taken out or none was there.
+                let _ = claims.pages.push_within_capacity(page);
+            }
+        }
+    }
+}
+
+/// Claims the unclaimed blocks of `next..end` and submits the reads of their old data. `bio`, which waits
+/// for all of them, goes to whoever will let it go; it stays when nothing was submitted.
 fn claim_range(
     snap: &Arc<Snapshot>,
     claims: &mut Claims,
     mut next: u64,
     end: u64,
-) -> Result<bool, Stop> {
-    let mut submitted = false;
+    bio: &mut Option<HeldBio>,
+    patience: Patience,
+) -> Result<(), Stop> {
+    let whole = end.saturating_sub(next);
     while next < end {
         let left = end.saturating_sub(next);
         // The memory first: what it does not know (any more) and is not preserved *afterwards* was
@@ -123,21 +248,23 @@ fn claim_range(
         next = next.saturating_add(match snap.preserved.run(next, free) {
             (true, len) => len,
             (false, len) => {
-                submitted = true;
-                claim_run(snap, claims, next, len)?
+                let one_read = len == whole && !faults::active(Fault::PublishEarly);
+                claim_run(snap, claims, (next, len), bio, one_read, patience)?
             }
         });
     }
-    Ok(submitted)
+    Ok(())
 }
 
-/// Claims up to `len` blocks from `block` on, all of them unclaimed, and submits one read for them.
-/// How many.
+/// Claims up to so many blocks from the first of `blocks` on, all of them unclaimed, and submits one read
+/// for them. How many. When that is all of them, and `one_read`, `bio` waits for this read and nothing else.
 fn claim_run(
     snap: &Arc<Snapshot>,
     claims: &mut Claims,
-    block: u64,
-    len: u64,
+    (block, len): (u64, u64),
+    bio: &mut Option<HeldBio>,
+    one_read: bool,
+    patience: Patience,
 ) -> Result<u64, Stop> {
     let fail = |error| {
         Snapshot::fail(snap.as_arc_borrow(), error);
@@ -149,68 +276,109 @@ fn claim_run(
     if room == 0 || snap.index.is_full() {
         return Err(Stop::Blocked(block));
     }
-    let Claims { spare, stock, .. } = claims;
+    if patience == Patience::None && !(claims.stock.is_full() && snap.preserved.is_reserved(block, len)) {
+        return Err(Stop::Sleeps(block));
+    }
+    // For the next one who cannot sleep. Without memory the index says so when it needs some.
+    let _ = claims.stock.fill();
     // A quarter of the ring at most, so that the copier has something to do while a large bio claims.
     let want = len.min(MAX_JOB).min(room).min(snap.copy_quarter());
-    let (place, want) = match spare.take() {
-        Some((place, n)) => {
-            let used = n.min(want);
-            if used < n {
-                *spare = Some((place.saturating_add(used), n.saturating_sub(used)));
-            }
-            (place, used)
+    let (place, n) = match claims.spare.take() {
+        Some(spare) => spare,
+        None => {
+            let taken = snap.space.take(want).ok_or_else(|| fail(EFBIG))?;
+            snap.space_taken(snap.space.free_blocks());
+            taken
         }
-        None => snap.space.take(want).ok_or_else(|| fail(EFBIG))?,
     };
-    snap.space_taken(snap.space.free_blocks());
+    claims.spare = Some((place, n));
+    // A block that was taken but lies nowhere: our own book-keeping is broken.
+    let (origin, run) = claims.locate(snap, place).ok_or_else(|| fail(EUCLEAN))?;
+    let want = want.min(n).min(run);
     if snap.preserved.reserve(block, want).is_err() {
         return Err(fail(ENOMEM));
     }
 
-    // May sleep until an earlier read completes; the `finish` queue sees to that.
-    let mut bio = snap.read_pool.alloc(
-        snap.bdev,
-        want as u16,
-        bindings::req_op_REQ_OP_READ | REQ_SYNC,
-        block.saturating_mul(8),
-        OldRead { snapshot: snap.clone(), block, seq: 0 },
-    );
-    let mut got = 0;
-    while got < want {
-        let Some(page) = CopyPage::alloc().or_else(|| snap.ring.lock().reserve_page()) else {
-            break;
-        };
-        let bytes = snap.block_bytes(block.saturating_add(got));
-        page.zero_from(bytes);
-        bio.add_page(page, bytes);
-        got += 1;
-    }
-    if got < want {
-        // Nothing else is taken from the spare now, see above: it is empty unless it was too long,
-        // and then it follows right behind.
-        let rest = want.saturating_sub(got);
-        *spare = Some(match *spare {
-            Some((_, n)) => (place.saturating_add(got), rest.saturating_add(n)),
-            None => (place.saturating_add(got), rest),
-        });
-    }
-    if got == 0 {
+    let read = old_read(snap, claims, (block, want), patience)?;
+    let Some((mut read, got)) = read else {
         // Pages come back when copies under way reach the disk. None under way: nothing to wait for.
         return Err(if snap.ring.lock().in_use() == 0 { fail(ENOMEM) } else { Stop::Blocked(block) });
-    }
-    let seq = snap.ring.lock().push(place, got);
-    bio.payload_mut().seq = seq;
+    };
+    claims.spare = n.checked_sub(got).filter(|rest| *rest != 0).map(|rest| (place.saturating_add(got), rest));
+    read.payload_mut().seq = enter(snap, &read, place, origin);
     // In the ring first: the pager lets go of entries when all that was in the ring before has been read.
-    if let Err(e) = snap.index.insert(Run { block, place, len: got }, stock) {
-        for i in 0..bio.pages() {
-            drop(bio.take_page(i));
-        }
+    if let Err(e) = snap.index.insert(Run { block, place, len: got }, &mut claims.stock) {
+        read.drop_pages();
         return Err(fail(e));
     }
+    // Before the read goes: whoever completes it finds the bio there.
+    match bio.take() {
+        Some(bio) if one_read && got == len => read.payload_mut().waiter = Some(bio),
+        Some(bio) => snap.waiting.lock().push_back(bio),
+        None => {}
+    }
     snap.reads.enter();
-    bio.submit();
+    read.submit();
     Snapshot::index_grew(snap);
+    if faults::active(Fault::PublishEarly) {
+        snap.as_arc_borrow().wake_release();
+    }
     Ok(got)
+}
+
+/// A read of so many blocks from the first of `blocks` on, or of fewer when memory is short. How many;
+/// `None` when there is no page.
+fn old_read(
+    snap: &Arc<Snapshot>,
+    claims: &mut Claims,
+    (block, want): (u64, u64),
+    patience: Patience,
+) -> Result<Option<(PoolBio<OldRead>, u64)>, Stop> {
+    // One buffer for all, if the memory has it.
+    let mut pages = claims.buffer(snap, want);
+    let vecs = match &pages {
+        Some(pages) if pages.blocks() == want => 1,
+        Some(_) => want,
+        None => return Ok(None),
+    };
+    let payload = OldRead { snapshot: snap.clone(), block, seq: 0, waiter: None };
+    let op = bindings::req_op_REQ_OP_READ | REQ_SYNC;
+    let sector = block.saturating_mul(8);
+    let mut read = match patience {
+        Patience::None => snap
+            .read_pool
+            .try_alloc(snap.bdev, vecs as u16, op, sector, payload)
+            .map_err(|_| Stop::Sleeps(block))?,
+        // Until an earlier read completes; the `finish` queue sees to that.
+        Patience::Sleep => snap.read_pool.alloc(snap.bdev, vecs as u16, op, sector, payload),
+    };
+    let mut got = 0;
+    while let Some(buffer) = pages.take() {
+        let n = buffer.blocks();
+        let bytes = snap.bytes_of(block.saturating_add(got), n);
+        buffer.zero_rest_of_block(bytes);
+        read.add_pages(buffer, bytes);
+        got = got.saturating_add(n);
+        let left = want.saturating_sub(got);
+        if left != 0 {
+            pages = claims.buffer(snap, left);
+        }
+    }
+    Ok(Some((read, got)))
+}
+
+/// Enters the buffers of a read in the ring, which go to `place` and so on, `origin` on the origin. The
+/// first sequence number.
+fn enter(snap: &Snapshot, read: &PoolBio<OldRead>, place: u64, origin: u64) -> u64 {
+    let mut ring = snap.ring.lock();
+    let first = ring.head();
+    let mut done = 0;
+    for i in 0..read.buffers() {
+        let len = u64::from(read.buffer_bytes(i)).div_ceil(4096);
+        ring.push(place.saturating_add(done), origin.saturating_add(done), len);
+        done = done.saturating_add(len);
+    }
+    first
 }
 
 /// `REQ_SYNC` (`include/linux/blk_types.h`): somebody waits for this.

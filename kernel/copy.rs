@@ -1,75 +1,86 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Writing copies from memory to the COW file, in the order in which they were claimed.
+//!
+//! Copies gather in the ring until they make a full bio: a crash loses the snapshot anyway, so nothing is
+//! gained by writing one early. They are not kept for more than a moment, nor when the ring is half full, or
+//! when somebody waits for memory or for the end of it all ([`Snapshot::write_copies`]).
 
-use crate::snapshot::{CopyWrite, FileMap, Snapshot, Wake, MAX_JOB};
-use crate::sys::errno::EUCLEAN;
-use crate::sys::plug::plugged;
+use crate::snapshot::{CopyWrite, Snapshot, Wake, MAX_JOB};
+use crate::sys::{errno::EUCLEAN, plug::plugged};
 use core::sync::atomic::{fence, Ordering};
 use kernel::{bindings, sync::Arc};
 
+/// How long copies may wait for company, in milliseconds.
+const GATHER_MS: u32 = 20;
+
 /// The work: writes what is ready.
-///
-/// Full bios go at once. A shorter run goes when nothing is being written, so that copies gather
-/// while the disk is busy; and at any time once the ring is half full.
 pub(crate) fn run(snap: &Arc<Snapshot>) {
-    let file = snap.file_map();
+    let at_once = snap.copy_at_once.swap(false, Ordering::AcqRel);
     plugged(|| {
         while !snap.lets_go() {
             let batch = {
                 let mut ring = snap.ring.lock();
-                let busy = snap.writes.count() > 0 && ring.in_use() < ring.capacity() / 2;
-                ring.next_batch(if busy { MAX_JOB } else { 1 }, MAX_JOB)
+                let min = if at_once || ring.is_half_full() { 1 } else { MAX_JOB };
+                ring.next_batch(min, MAX_JOB)
             };
             let Some(batch) = batch else { return };
-            let mut done = 0;
-            while done < batch.len {
-                let left = batch.len.saturating_sub(done);
-                let n = write_run(
-                    snap,
-                    &file,
-                    batch.seq.saturating_add(done),
-                    batch.file_block.saturating_add(done),
-                    left,
-                );
-                if n == 0 {
-                    // A block that was taken but lies nowhere: our own book-keeping is broken.
-                    Snapshot::fail(snap.as_arc_borrow(), EUCLEAN);
-                    return;
-                }
-                done = done.saturating_add(n);
-            }
+            write(snap, batch.seq, batch.chunks, batch.origin);
         }
     });
 }
 
-/// Writes up to `len` copies, as far as the file is contiguous on the origin. How many.
-fn write_run(snap: &Arc<Snapshot>, file: &FileMap, seq: u64, file_block: u64, len: u64) -> u64 {
-    let located = Snapshot::locate(file, file_block)
-        // The file has grown since we looked.
-        .or_else(|| Snapshot::locate(&snap.file_map(), file_block));
-    let Some((origin_block, run)) = located else { return 0 };
-    let n = len.min(run);
+impl Snapshot {
+    /// Copies have become ready: so many blocks, and whether the ring is half full. Sees to it that they
+    /// are written, now or soon.
+    pub(crate) fn copies_ready(this: &Arc<Self>, ready: u64, half_full: bool) {
+        if ready >= MAX_JOB || half_full {
+            this.as_arc_borrow().wake_copy();
+        } else if ready > 0 && this.claim_blocked.load(Ordering::Relaxed) {
+            // A writer waits for the memory.
+            Self::write_copies(this);
+        } else if ready > 0 && !this.gathering.swap(true, Ordering::AcqRel) {
+            let delay = kernel::time::msecs_to_jiffies(GATHER_MS);
+            let queues = this.queues.clone();
+            let _ = queues.issue.queue().enqueue_delayed::<_, 6>(this.clone(), delay);
+        }
+    }
+
+    /// The delayed work: nothing waits for company any more.
+    pub(crate) fn gathered(this: &Arc<Self>) {
+        // Before the look at the ring: what is ready later begins a new wait.
+        this.gathering.swap(false, Ordering::AcqRel);
+        Self::write_copies(this);
+    }
+
+    /// Has all copies that are ready written at once. Any context.
+    pub(crate) fn write_copies(this: &Arc<Self>) {
+        this.copy_at_once.store(true, Ordering::Release);
+        this.as_arc_borrow().wake_copy();
+    }
+}
+
+/// Writes chunks that go to blocks in a row.
+fn write(snap: &Arc<Snapshot>, seq: u64, chunks: u16, origin: u64) {
     // May sleep until an earlier write completes; the `finish` queue sees to that.
     let mut bio = snap.write_pool.alloc(
         snap.bdev,
-        n as u16,
+        chunks,
         bindings::req_op_REQ_OP_WRITE,
-        origin_block.saturating_mul(8),
+        origin.saturating_mul(8),
         CopyWrite { snapshot: snap.clone(), seq },
     );
-    let mut ring = snap.ring.lock();
-    for i in 0..n {
-        match ring.page(seq.saturating_add(i)) {
-            Some(page) => bio.add_page(page, 4096),
-            None => break,
+    {
+        let mut ring = snap.ring.lock();
+        for seq in seq..seq.saturating_add(u64::from(chunks)) {
+            if let Some((pages, len)) = ring.pages(seq) {
+                bio.add_pages(pages, (len.min(MAX_JOB) as u32).saturating_mul(4096));
+            }
         }
     }
-    drop(ring);
-    if u64::from(bio.pages()) < n {
-        for k in 0..bio.pages() {
-            drop(bio.take_page(k));
-        }
-        return 0;
+    if bio.buffers() < chunks {
+        // What is `Writing` is there: our own book-keeping is broken.
+        bio.drop_pages();
+        return Snapshot::fail(snap.as_arc_borrow(), EUCLEAN);
     }
     // Counted first, then looked: whoever fails the snapshot stores the error first and then looks at
     // the count. So a foreign write that waits for ours to end either sees this one, or this one
@@ -77,14 +88,11 @@ fn write_run(snap: &Arc<Snapshot>, file: &FileMap, seq: u64, file_block: u64, le
     snap.writes.enter();
     fence(Ordering::SeqCst);
     if snap.lets_go() {
-        for k in 0..bio.pages() {
-            drop(bio.take_page(k));
-        }
+        bio.drop_pages();
         drop(bio);
         snap.writes.leave();
         snap.as_arc_borrow().wake_release();
     } else {
         bio.submit();
     }
-    n
 }

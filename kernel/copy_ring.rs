@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Copies of old blocks on their way from the origin to the COW file.
 //!
-//! Every claimed block gets the next sequence number; slot `seq % capacity` holds what is known of
-//! it until its copy is on disk. The window `tail..head` is never longer than the capacity, which
-//! thereby bounds the memory for copies.
+//! Blocks that are claimed together and lie in a row, on the origin and in the COW file, make a *chunk*:
+//! one buffer, one entry of the ring. Every chunk gets the next sequence number; slot `seq % slots` holds
+//! what is known of it until its copy is on disk. The blocks of all chunks between claim and disk are never
+//! more than the capacity, which thereby bounds the memory for copies.
 //!
 //! ```text
 //!   Reading --fill()--> Ready --next_batch()--> Writing --retire()--> Empty
 //! ```
-//! Ready and Writing slots hold the page, so that snapshot reads can take it from here. They look by place:
-//! places in the COW file go up with the sequence numbers. A preserved block whose page is not here is on
-//! disk (`logic/preserved.rs` has the argument).
+//! Ready and Writing slots hold the buffer, so that snapshot reads can take it from here. They look by
+//! place: places in the COW file go up with the sequence numbers. A preserved block whose copy is not here
+//! is on disk (`logic/preserved.rs` has the argument).
 
-use crate::sys::page::CopyPage;
+use crate::copy_memory::{CopyMemory, RESERVE_PAGES};
+use crate::sys::page::CopyPages;
 use kernel::alloc::AllocError;
 use kernel::prelude::*;
 
@@ -26,31 +28,48 @@ enum State {
 
 struct Slot {
     state: State,
-    page: Option<CopyPage>,
-    /// Block of the COW file that the copy goes to.
-    file_block: u64,
+    pages: Option<CopyPages>,
+    /// First block of the COW file that it goes to.
+    place: u64,
+    /// Where that lies on the origin.
+    origin: u64,
+    /// Blocks.
+    len: u64,
 }
-
-/// Pages kept back for when the system has none, so that writeback through us always gets on.
-const RESERVE_PAGES: usize = 256;
 
 /// See the module's description. The owner guards it by a spinlock; nothing in here sleeps.
 pub(crate) struct CopyRing {
     slots: KVVec<Slot>,
+    /// Most blocks between claim and disk.
+    capacity: u64,
+    /// Blocks between claim and disk.
+    used: u64,
+    /// Blocks that are Ready.
+    ready: u64,
     /// Lowest sequence number not yet retired.
     tail: u64,
     /// First sequence number that `next_batch` has not given out.
     cursor: u64,
     /// Next sequence number.
     head: u64,
-    reserve: KVec<CopyPage>,
+    memory: CopyMemory,
 }
 
-/// Copies that go to consecutive blocks of the COW file.
+/// Chunks that go to consecutive blocks of the origin.
 pub(crate) struct Batch {
     pub(crate) seq: u64,
-    pub(crate) file_block: u64,
-    pub(crate) len: u64,
+    /// How many chunks.
+    pub(crate) chunks: u16,
+    /// First block of the origin.
+    pub(crate) origin: u64,
+}
+
+/// Where the copy of a preserved block is.
+pub(crate) enum Look {
+    /// In this buffer, from this block of it on, for so many blocks.
+    Here(CopyPages, u64, u64),
+    /// In the COW file, for so many blocks.
+    OnDisk(u64),
 }
 
 impl CopyRing {
@@ -60,81 +79,103 @@ impl CopyRing {
         let mut slots = KVVec::with_capacity(n, GFP_KERNEL)?;
         for _ in 0..n {
             slots.push(
-                Slot { state: State::Empty, page: None, file_block: 0 },
+                Slot { state: State::Empty, pages: None, place: 0, origin: 0, len: 0 },
                 GFP_KERNEL,
             )?;
         }
-        let mut reserve = KVec::with_capacity(RESERVE_PAGES, GFP_KERNEL)?;
-        for _ in 0..RESERVE_PAGES {
-            reserve.push(CopyPage::alloc().ok_or(AllocError)?, GFP_KERNEL)?;
-        }
-        Ok(Self { slots, tail: 0, cursor: 0, head: 0, reserve })
+        let capacity = n as u64;
+        let memory = CopyMemory::new(capacity)?;
+        Ok(Self { slots, capacity, used: 0, ready: 0, tail: 0, cursor: 0, head: 0, memory })
     }
 
     /// Most blocks at once.
     pub(crate) fn capacity(&self) -> u64 {
-        self.slots.len() as u64
+        self.capacity
     }
 
     /// Blocks between claim and disk.
     pub(crate) fn in_use(&self) -> u64 {
-        self.head.saturating_sub(self.tail)
+        self.used
     }
 
     /// How many more blocks may be claimed now.
     pub(crate) fn room(&self) -> u64 {
-        self.capacity().saturating_sub(self.in_use())
+        // Chunks that were retired keep their slots until all before them are.
+        let slots = (self.slots.len() as u64).saturating_sub(self.head.saturating_sub(self.tail));
+        self.capacity.saturating_sub(self.used).min(slots)
+    }
+
+    /// Blocks whose old data has been read and that wait to be written.
+    pub(crate) fn ready(&self) -> u64 {
+        self.ready
+    }
+
+    /// So much of the room is taken that copies should not wait for company.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.used >= self.capacity / 2
     }
 
     fn slot(&mut self, seq: u64) -> Option<&mut Slot> {
         if seq < self.tail || seq >= self.head {
             return None;
         }
-        let n = self.capacity().max(1);
+        let n = (self.slots.len() as u64).max(1);
         self.slots.get_mut((seq % n) as usize)
     }
 
     /// A page from the reserve.
-    pub(crate) fn reserve_page(&mut self) -> Option<CopyPage> {
-        self.reserve.pop()
+    pub(crate) fn reserve_page(&mut self) -> Option<CopyPages> {
+        self.memory.reserve_page()
     }
 
-    /// Takes back a page that is no longer needed.
-    pub(crate) fn recycle(&mut self, page: CopyPage) {
-        if page.is_sole() {
-            // Full: dropped, that is freed.
-            let _ = self.reserve.push_within_capacity(page);
+    /// Pages that are kept and not reserved, as far as `out` has room.
+    pub(crate) fn take_singles(&mut self, out: &mut KVec<CopyPages>) {
+        self.memory.take_singles(out);
+    }
+
+    /// The largest buffer of at most `blocks` blocks, if one is kept. Not for single pages.
+    pub(crate) fn take_large(&mut self, blocks: u64) -> Option<CopyPages> {
+        self.memory.take_large(blocks, self.used)
+    }
+
+    /// Nothing is on its way, and yet more memory is kept than the reserve.
+    pub(crate) fn can_shrink(&self) -> bool {
+        self.used == 0 && self.memory.can_shrink()
+    }
+
+    /// Gives back some of the memory beside the reserve. Whether there is more.
+    pub(crate) fn shrink(&mut self) -> bool {
+        if self.can_shrink() {
+            self.memory.shrink_by(256);
         }
+        self.can_shrink()
     }
 
-    /// Enters `len` claimed blocks, whose places are `file_block` and so on; their first sequence number.
-    /// The caller has asked for [`CopyRing::room`].
-    pub(crate) fn push(&mut self, file_block: u64, len: u64) -> u64 {
-        let first = self.head;
-        for i in 0..len {
-            self.head = self.head.saturating_add(1);
-            if let Some(slot) = self.slot(first.saturating_add(i)) {
-                *slot = Slot {
-                    state: State::Reading,
-                    page: None,
-                    file_block: file_block.saturating_add(i),
-                };
-            }
-        }
-        first
-    }
-
-    /// The old data of `seq` has been read into `page`.
-    pub(crate) fn fill(&mut self, seq: u64, page: CopyPage) {
+    /// Enters a claimed chunk; its sequence number. The caller has asked for [`CopyRing::room`].
+    pub(crate) fn push(&mut self, place: u64, origin: u64, len: u64) -> u64 {
+        let seq = self.head;
+        self.head = seq.saturating_add(1);
+        self.used = self.used.saturating_add(len);
         if let Some(slot) = self.slot(seq) {
-            slot.page = Some(page);
+            *slot = Slot { state: State::Reading, pages: None, place, origin, len };
+        }
+        seq
+    }
+
+    /// The old data of `seq` has been read into `pages`.
+    pub(crate) fn fill(&mut self, seq: u64, pages: CopyPages) {
+        if let Some(slot) = self.slot(seq) {
+            slot.pages = Some(pages);
             slot.state = State::Ready;
+            let len = slot.len;
+            self.ready = self.ready.saturating_add(len);
         }
     }
 
-    /// The copy of `seq`, while it is here.
-    pub(crate) fn page(&mut self, seq: u64) -> Option<CopyPage> {
-        self.slot(seq)?.page.as_ref().map(CopyPage::share)
+    /// The buffer of `seq`, while it is here, and the blocks in it.
+    pub(crate) fn pages(&mut self, seq: u64) -> Option<(CopyPages, u64)> {
+        let slot = self.slot(seq)?;
+        Some((slot.pages.as_ref()?.share(), slot.len))
     }
 
     /// Next sequence number.
@@ -148,83 +189,79 @@ impl CopyRing {
             .all(|seq| self.slot(seq).is_none_or(|s| s.state != State::Reading))
     }
 
-    /// The lowest place whose copy may be here: all below are on disk.
-    pub(crate) fn lowest_place(&mut self) -> u64 {
-        let tail = self.tail;
-        self.slot(tail).map_or(u64::MAX, |s| s.file_block)
-    }
-
-    /// The copies for the places from `place` on, those that are here.
-    pub(crate) fn copies(&mut self, place: u64, out: &mut [Option<CopyPage>]) {
-        // The first number whose place is not below.
+    /// Where the copy of the preserved block with this place is, and the `max - 1` behind it, as far as
+    /// they are in one buffer, or all on disk.
+    pub(crate) fn look(&mut self, place: u64, max: u64) -> Look {
+        // The first chunk that does not end before it.
         let (mut seq, mut end) = (self.tail, self.head);
         while seq < end {
             let middle = seq.saturating_add(end.saturating_sub(seq) / 2);
-            if self.slot(middle).is_some_and(|s| s.file_block < place) {
+            if self.slot(middle).is_some_and(|s| s.place.saturating_add(s.len) <= place) {
                 seq = middle.saturating_add(1);
             } else {
                 end = middle;
             }
         }
-        for (to, place) in out.iter_mut().zip(place..) {
-            *to = None;
-            if let Some(s) = self.slot(seq).filter(|s| s.file_block == place) {
-                *to = s.page.as_ref().map(CopyPage::share);
-                seq = seq.saturating_add(1);
-            }
+        let Some(slot) = self.slot(seq) else { return Look::OnDisk(max) };
+        if place < slot.place {
+            return Look::OnDisk(slot.place.saturating_sub(place).min(max));
+        }
+        let first = place.saturating_sub(slot.place);
+        let len = slot.len.saturating_sub(first).min(max);
+        match &slot.pages {
+            Some(pages) => Look::Here(pages.share(), first, len),
+            None => Look::OnDisk(len),
         }
     }
 
-    /// The next copies to write, in order: at most `max`, at least `min`, bound for consecutive
-    /// blocks of the file. They are `Writing` from then on.
+    /// The next chunks to write, in order: at most `max` blocks, at least `min`, bound for consecutive
+    /// blocks of the origin. They are `Writing` from then on.
     pub(crate) fn next_batch(&mut self, min: u64, max: u64) -> Option<Batch> {
         let seq = self.cursor.max(self.tail);
-        let mut len = 0;
+        let (mut chunks, mut blocks) = (0u16, 0u64);
         let mut first = 0;
-        while len < max {
-            match self.slot(seq.saturating_add(len)) {
-                Some(s) if s.state == State::Ready => {
-                    if len == 0 {
-                        first = s.file_block;
-                    } else if s.file_block != first.saturating_add(len) {
-                        break;
-                    }
-                    len += 1;
-                }
-                _ => break,
+        // A run that cannot grow any more is as good as a full one.
+        let mut closed = false;
+        while let Some(s) = self.slot(seq.saturating_add(u64::from(chunks))) {
+            let (ready, origin, len) = (s.state == State::Ready, s.origin, s.len);
+            if chunks == 0 {
+                first = origin;
+            } else if origin != first.saturating_add(blocks) || blocks.saturating_add(len) > max {
+                closed = true;
+                break;
             }
+            if !ready {
+                break;
+            }
+            chunks = chunks.saturating_add(1);
+            blocks = blocks.saturating_add(len);
         }
-        // A run that cannot grow any more (the next block goes elsewhere) is as good as a full one.
-        let closed = len > 0
-            && matches!(self.slot(seq.saturating_add(len)), Some(s) if s.file_block != first.saturating_add(len));
-        if len == 0 || (len < min && !closed) {
+        if chunks == 0 || (blocks < min && !closed) {
             return None;
         }
-        for i in 0..len {
+        for i in 0..u64::from(chunks) {
             if let Some(s) = self.slot(seq.saturating_add(i)) {
                 s.state = State::Writing;
             }
         }
-        self.cursor = seq.saturating_add(len);
-        Some(Batch { seq, file_block: first, len })
+        self.ready = self.ready.saturating_sub(blocks);
+        self.cursor = seq.saturating_add(u64::from(chunks));
+        Some(Batch { seq, chunks, origin: first })
     }
 
     /// The copy of `seq` is on disk: forgets it.
     pub(crate) fn retire(&mut self, seq: u64) {
-        let page = match self.slot(seq) {
-            Some(slot) => {
-                slot.state = State::Empty;
-                slot.page.take()
-            }
-            None => return,
-        };
-        if let Some(page) = page {
-            self.recycle(page);
+        let Some(slot) = self.slot(seq) else { return };
+        slot.state = State::Empty;
+        let (pages, len) = (slot.pages.take(), slot.len);
+        self.used = self.used.saturating_sub(len);
+        if let Some(pages) = pages {
+            self.memory.give(pages, self.used);
         }
         while self.tail < self.cursor {
             let tail = self.tail;
             match self.slot(tail) {
-                Some(s) if s.state == State::Empty => self.tail += 1,
+                Some(s) if s.state == State::Empty => self.tail = tail.saturating_add(1),
                 _ => break,
             }
         }

@@ -156,8 +156,6 @@ fn write(
     if snap.lets_go() {
         snap.as_arc_borrow().wake_release();
     }
-    // It may have held a short run back for us.
-    snap.as_arc_borrow().wake_copy();
     result
 }
 

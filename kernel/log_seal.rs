@@ -90,7 +90,7 @@ impl Log {
 
     /// Writes where the copies of `snapshot` are, into free blocks of its own COW file.
     fn write_copy_map(&self, disk: &mut OnDisk, snapshot: &Arc<Snapshot>) -> Result {
-        if !snapshot.settle() {
+        if !Snapshot::settle(snapshot) {
             return Err(EBUSY);
         }
         // Nothing moves from now on: no claims, no pages.

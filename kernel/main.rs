@@ -63,6 +63,7 @@ mod auto_expand;
 mod claim;
 mod control;
 mod copy;
+mod copy_memory;
 mod copy_ring;
 mod cow_create;
 mod cow_file;

@@ -3,9 +3,10 @@
 
 use crate::faults::{self, Fault};
 use crate::logic::index_page::Found;
-use crate::snapshot::{Snapshot, Wake};
+use crate::snapshot::{OldRead, Snapshot, Wake};
 use crate::sys::{
     bio::{BioList, BioRef, Status},
+    bio_pool::PoolBio,
     plug::plugged,
 };
 use core::sync::atomic::{fence, Ordering};
@@ -13,34 +14,30 @@ use kernel::{prelude::*, sync::Arc};
 
 /// The work: publishes completed reads, then lets go every held bio whose blocks are preserved.
 pub(crate) fn run(snap: &Arc<Snapshot>) {
-    let mut published = false;
+    let mut go = BioList::new();
+    let mut published = None;
     for mut bio in snap.reads_done.take() {
-        let (block, seq) = (bio.payload().block, bio.payload().seq);
-        let n = bio.pages();
+        let waiter = bio.payload_mut().waiter.take();
         if bio.status() == Status::Ok {
-            // In the ring first: see `logic/preserved.rs`. Both under the lock, as the pager takes what
-            // the ring has read for preserved.
-            let mut ring = snap.ring.lock();
-            for i in 0..n {
-                if let Some(page) = bio.take_page(i) {
-                    ring.fill(seq.saturating_add(u64::from(i)), page);
-                }
-            }
-            snap.preserved.set(block, u64::from(n));
-            drop(ring);
-            published = true;
+            published = Some(publish(snap, &mut bio));
         } else {
-            for i in 0..n {
-                drop(bio.take_page(i));
-            }
+            bio.drop_pages();
             Snapshot::fail(snap.as_arc_borrow(), EIO);
         }
         drop(bio);
+        if let Some(waiter) = waiter {
+            if snap.lets_go() {
+                // It may have to wait for our writes: see below.
+                snap.waiting.lock().push_back(waiter);
+            } else {
+                go.push_back(waiter);
+            }
+        }
         snap.reads.leave();
     }
-    let go = releasable(snap);
-    if published {
-        snap.as_arc_borrow().wake_copy();
+    go.append(&mut releasable(snap));
+    if let Some((ready, half_full)) = published {
+        Snapshot::copies_ready(snap, ready, half_full);
         // Either the pager sees what was published, or this sees that it waits.
         fence(Ordering::SeqCst);
         if snap.index.pager_waits.load(Ordering::Relaxed)
@@ -49,13 +46,30 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
             snap.as_arc_borrow().wake_page();
         }
     }
-    let mut go = go;
     // One plug: writes that were held one by one may merge again.
     plugged(|| {
         while let Some(bio) = go.pop_front() {
             snap.hand_back(bio);
         }
     });
+}
+
+/// Makes it known that the blocks of a read are preserved. How many blocks wait to be written now, and
+/// whether the ring is half full.
+fn publish(snap: &Snapshot, bio: &mut PoolBio<OldRead>) -> (u64, bool) {
+    let (block, seq) = (bio.payload().block, bio.payload().seq);
+    let mut blocks = 0u64;
+    // In the ring first: see `logic/preserved.rs`. Both under the lock, as the pager takes what the ring
+    // has read for preserved.
+    let mut ring = snap.ring.lock();
+    for i in 0..bio.buffers() {
+        blocks = blocks.saturating_add(u64::from(bio.buffer_bytes(i)).div_ceil(4096));
+        if let Some(pages) = bio.take_pages(i) {
+            ring.fill(seq.saturating_add(u64::from(i)), pages);
+        }
+    }
+    snap.preserved.set(block, blocks);
+    (ring.ready(), ring.is_half_full())
 }
 
 /// Takes the bios off the waiting list that need not wait any more.

@@ -116,11 +116,15 @@ void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
-/* Copies @len bytes of @src (zeros when NULL) into @bio, @skip bytes behind its current position. */
+/*
+ * Copies @len bytes of @src (zeros when NULL) into @bio, @skip bytes behind its current position.
+ * @src was not allocated from high memory, so its pages are mapped in a row.
+ */
 void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset)
 {
 	struct bvec_iter iter = bio->bi_iter;
+	const char *from = src ? page_address(src) + src_offset : NULL;
 	struct bio_vec bv;
 
 	if (skip)
@@ -128,11 +132,8 @@ void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 	iter.bi_size = min(iter.bi_size, len);
 	__bio_for_each_segment(bv, bio, iter, iter) {
 		if (src) {
-			char *from = kmap_local_page(src);
-
-			memcpy_to_bvec(&bv, from + src_offset);
-			kunmap_local(from);
-			src_offset += bv.bv_len;
+			memcpy_to_bvec(&bv, from);
+			from += bv.bv_len;
 		} else {
 			memzero_bvec(&bv);
 		}
@@ -153,11 +154,18 @@ void dbd_bio_add_memory(struct bio *bio, u8 *page)
 
 /*
  * No reclaim and no reserves: the caller has a reserve of its own, and may itself be the one that
- * reclaim waits for.
+ * reclaim waits for. Nor is anybody woken for the sake of more than a page.
  */
-struct page *dbd_alloc_page(void)
+struct page *dbd_alloc_pages(unsigned int order)
 {
-	return alloc_page(__GFP_NORETRY | __GFP_NOWARN | __GFP_NOMEMALLOC | GFP_NOWAIT);
+	gfp_t gfp = __GFP_NORETRY | __GFP_NOWARN | __GFP_NOMEMALLOC;
+
+	return alloc_pages(order ? gfp | __GFP_COMP : gfp | GFP_NOWAIT, order);
+}
+
+unsigned int dbd_page_order(struct page *page)
+{
+	return compound_order(page);
 }
 
 void dbd_get_page(struct page *page)
@@ -175,9 +183,9 @@ bool dbd_page_is_sole(struct page *page)
 	return page_count(page) == 1;
 }
 
-void dbd_zero_page_from(struct page *page, unsigned int offset)
+void dbd_zero_rest_of_page(struct page *page, unsigned int offset)
 {
-	memzero_page(page, offset, PAGE_SIZE - offset);
+	memzero_page(page + offset / PAGE_SIZE, offset % PAGE_SIZE, PAGE_SIZE - offset % PAGE_SIZE);
 }
 
 void dbd_gate_wait(atomic64_t *count)
@@ -202,6 +210,7 @@ void *dbd_alloc_leaf(bool sleep)
 }
 
 const gfp_t dbd_gfp_noio = GFP_NOIO;
+const gfp_t dbd_gfp_nowait = GFP_NOWAIT | __GFP_NOMEMALLOC;
 
 unsigned int dbd_noio_save(void)
 {

@@ -28,15 +28,16 @@ void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset);
 void dbd_flush_delayed(struct work_struct *work);
 void dbd_bio_add_memory(struct bio *bio, u8 *page);
-struct page *dbd_alloc_page(void);
+struct page *dbd_alloc_pages(unsigned int order);
+unsigned int dbd_page_order(struct page *page);
 void dbd_get_page(struct page *page);
 void dbd_put_page(struct page *page);
 bool dbd_page_is_sole(struct page *page);
-void dbd_zero_page_from(struct page *page, unsigned int offset);
+void dbd_zero_rest_of_page(struct page *page, unsigned int offset);
 void dbd_gate_wait(atomic64_t *count);
 void dbd_gate_wake(atomic64_t *count);
 void *dbd_alloc_leaf(bool sleep);
-extern const gfp_t dbd_gfp_noio;
+extern const gfp_t dbd_gfp_noio, dbd_gfp_nowait;
 unsigned int dbd_noio_save(void);
 void dbd_noio_restore(unsigned int flags);
 

@@ -3,25 +3,27 @@
 //!
 //! # The path of a first overwrite
 //!
-//! 1. [`crate::intercept`]: the probe redirects the bio to the shadow disk, which parks it here.
-//! 2. [`claim`] (work, `issue` queue): claims its blocks, reserves places, reads the old data.
-//! 3. [`release`] (work, `finish` queue): publishes what was read, hands back every parked bio whose
+//! 1. [`crate::intercept`]: the probe redirects the bio to the shadow disk, which brings it here.
+//! 2. [`claim`] (the submitter's task, or work on the `issue` queue): claims its blocks, takes places,
+//!    reads the old data.
+//! 3. [`release`] (work, `finish` queue): publishes what was read, hands back every held bio whose
 //!    blocks are all preserved.
 //! 4. [`copy`] (work, `issue` queue): writes copies from memory to the COW file, in large bios.
-//! 5. [`stored`] (work, `finish` queue): frees the pages of what has been written.
+//! 5. [`stored`] (work, `finish` queue): frees the memory of what has been written.
 //!
 //! Beside it `index_pager` (work, `issue` queue) keeps the index within its limit.
 //!
 //! # Who owns a held bio
 //!
-//! probe → `parked` (lock-free stack) → `claims.queue` → `waiting` → handed back to the block layer.
+//! probe → (`parked`, a lock-free stack → `claims.queue`, when it cannot be seen to at once) → the one read
+//! that it waits for, or `waiting` → handed back to the block layer.
 //! The `held` gate counts it from the redirection until it has been handed back.
 //!
 //! # Locks, in order
 //!
-//! `claims`, `index_pages` (mutexes, only the work of that name) and `index.pager` (mutex) → `waiting`,
-//! `ring`, `file`, `index.places` (spinlocks, each alone, process context only). Nothing in interrupt context takes a lock: completions go through
-//! lock-free stacks.
+//! `claims` (mutex; submitters only try it), `index_pages` (mutex, only the work of that name) and
+//! `index.pager` (mutex) → `waiting`, `ring`, `file`, `index.places` (spinlocks, each alone, process
+//! context only). Nothing in interrupt context takes a lock: completions go through lock-free stacks.
 //!
 //! # Failure
 //!
@@ -47,6 +49,7 @@ use crate::sys::{
     bdev::Bdev,
     bio::{BioList, BioRef, BioStack, HeldBio},
     bio_pool::{BioPool, DoneStack, EndIo, PoolBio},
+    delayed::flush_delayed,
     gate::Gate,
     queues::Queues,
 };
@@ -56,7 +59,7 @@ use kernel::{
     impl_has_work, new_mutex, new_spinlock, new_work,
     prelude::*,
     sync::{Arc, ArcBorrow, Mutex, SpinLock},
-    workqueue::{Work, WorkItem},
+    workqueue::{impl_has_delayed_work, new_delayed_work, DelayedWork, Work, WorkItem},
 };
 
 /// Blocks of one read or write of ours: 1 MiB, the most that one bio holds.
@@ -85,16 +88,18 @@ impl FileMap {
     }
 }
 
-/// A read of old data; the pages are in the bio.
+/// A read of old data; the buffers are in the bio, one for each chunk.
 pub(crate) struct OldRead {
     pub(crate) snapshot: Arc<Snapshot>,
     /// First block of the origin.
     pub(crate) block: u64,
     /// First sequence number in the ring.
     pub(crate) seq: u64,
+    /// A held bio that has to wait for this read and nothing else.
+    pub(crate) waiter: Option<HeldBio>,
 }
 
-/// A write of copies; the bio holds a reference to each page of its own.
+/// A write of copies; the bio holds a reference to each buffer of its own.
 pub(crate) struct CopyWrite {
     pub(crate) snapshot: Arc<Snapshot>,
     /// First sequence number in the ring.
@@ -163,6 +168,10 @@ pub(crate) struct Snapshot {
     pub(crate) claims: Mutex<claim::Claims>,
     /// The claim work waits for room in the ring, or for a page.
     pub(crate) claim_blocked: AtomicBool,
+    /// The copy work is not to wait for full bios, once.
+    pub(crate) copy_at_once: AtomicBool,
+    /// The delayed work that ends the gathering of copies is under way.
+    pub(crate) gathering: AtomicBool,
     #[pin]
     pub(crate) waiting: SpinLock<BioList>,
     pub(crate) reads_done: DoneStack<OldRead>,
@@ -177,7 +186,7 @@ pub(crate) struct Snapshot {
     /// of the snapshot.
     pub(crate) readers: Arc<Gate>,
     held: Arc<Gate>,
-    queues: Arc<Queues>,
+    pub(crate) queues: Arc<Queues>,
     events: Arc<dyn SnapshotEvents>,
     /// Free blocks below which `events.space_low` is called; 0: never.
     low_water: AtomicU64,
@@ -197,8 +206,16 @@ pub(crate) struct Snapshot {
     reread_work: Work<Snapshot, 4>,
     #[pin]
     page_work: Work<Snapshot, 5>,
+    #[pin]
+    gather_work: DelayedWork<Snapshot, 6>,
+    #[pin]
+    shrink_work: DelayedWork<Snapshot, 7>,
 }
 
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 6> for Snapshot { self.gather_work }
+    impl HasDelayedWork<Self, 7> for Snapshot { self.shrink_work }
+}
 impl_has_work! {
     impl HasWork<Self, 0> for Snapshot { self.claim_work }
     impl HasWork<Self, 1> for Snapshot { self.release_work }
@@ -254,6 +271,20 @@ impl WorkItem<5> for Snapshot {
     }
 }
 
+impl WorkItem<6> for Snapshot {
+    type Pointer = Arc<Self>;
+    fn run(this: Arc<Self>) {
+        Self::gathered(&this);
+    }
+}
+
+impl WorkItem<7> for Snapshot {
+    type Pointer = Arc<Self>;
+    fn run(this: Arc<Self>) {
+        this.shrink();
+    }
+}
+
 /// What a snapshot is made from.
 pub(crate) struct Setup {
     pub(crate) origin: Arc<Origin>,
@@ -298,6 +329,7 @@ impl Snapshot {
             }
         }
         let ring = CopyRing::new(setup.copy_blocks)?;
+        let claims = claim::Claims::new()?;
         let read_pool = BioPool::new(RESERVED_BIOS, true, false)?;
         let write_pool = BioPool::new(RESERVED_BIOS, true, false)?;
         let part_pool = BioPool::new(RESERVED_BIOS * 4, false, true)?;
@@ -320,8 +352,10 @@ impl Snapshot {
                 closing: AtomicBool::new(false),
                 dormant: AtomicBool::new(false),
                 parked: BioStack::new(),
-                claims <- new_mutex!(claim::Claims::new(), "dattobd::claims"),
+                claims <- new_mutex!(claims, "dattobd::claims"),
                 claim_blocked: AtomicBool::new(false),
+                copy_at_once: AtomicBool::new(false),
+                gathering: AtomicBool::new(false),
                 waiting <- new_spinlock!(BioList::new(), "dattobd::waiting"),
                 reads_done: DoneStack::new(),
                 writes_done: DoneStack::new(),
@@ -345,6 +379,8 @@ impl Snapshot {
                 stored_work <- new_work!("dattobd::stored"),
                 reread_work <- new_work!("dattobd::reread"),
                 page_work <- new_work!("dattobd::page"),
+                gather_work <- new_delayed_work!("dattobd::gather"),
+                shrink_work <- new_delayed_work!("dattobd::shrink"),
             }),
             GFP_KERNEL,
         )
@@ -371,10 +407,11 @@ impl Snapshot {
         self.bytes >> 9
     }
 
-    /// How many bytes of `block` exist: 4096, or less for the last one of an odd-sized device.
-    pub(crate) fn block_bytes(&self, block: u64) -> u32 {
+    /// How many bytes `len` blocks from `block` on have, which fit one bio: 4096 each, or less for the
+    /// last one of an odd-sized device.
+    pub(crate) fn bytes_of(&self, block: u64, len: u64) -> u32 {
         let start = block.saturating_mul(4096);
-        self.bytes.saturating_sub(start).min(4096) as u32
+        self.bytes.saturating_sub(start).min(len.min(MAX_JOB).saturating_mul(4096)) as u32
     }
 
     /// Where the COW file lies now.
@@ -431,25 +468,30 @@ impl Snapshot {
         this.held.wait_empty();
         this.reads.wait_empty();
         this.writes.wait_empty();
+        // After the work that may have set it off, before the queue that it would run on goes.
+        this.queues.flush();
+        flush_delayed(&this.gather_work);
+        flush_delayed(&this.shrink_work);
         this.queues.flush();
     }
 
     /// Waits until all copies are in the COW file and nothing is under way. The caller keeps new
     /// writes away. False when that takes longer than ten seconds, or the snapshot has failed. Sleeps.
-    pub(crate) fn settle(&self) -> bool {
+    pub(crate) fn settle(this: &Arc<Self>) -> bool {
         for _ in 0..10_000 {
-            if self.error().is_some() {
+            if this.error().is_some() {
                 return false;
             }
-            let quiet = self.parked.is_empty()
-                && self.claims.lock().is_idle()
-                && self.reads.count() == 0
-                && self.waiting.lock().is_empty()
-                && self.ring.lock().in_use() == 0
-                && self.writes.count() == 0;
+            let quiet = this.parked.is_empty()
+                && this.claims.lock().is_idle()
+                && this.reads.count() == 0
+                && this.waiting.lock().is_empty()
+                && this.ring.lock().in_use() == 0
+                && this.writes.count() == 0;
             if quiet {
                 return true;
             }
+            Self::write_copies(this);
             kernel::time::delay::fsleep(kernel::time::Delta::from_millis(1));
         }
         false

@@ -10,6 +10,7 @@
 //! A part whose place in the COW file is not in memory goes to a work item, which may read pages of the
 //! index.
 
+use crate::copy_ring::Look;
 use crate::faults::{self, Fault};
 use crate::index_read::PageReader;
 use crate::index_table::Lookup;
@@ -20,7 +21,6 @@ use crate::sys::{
     bio_pool::{EndIo, PoolBio},
     errno::EUCLEAN,
     ffi::NoIo,
-    page::CopyPage,
 };
 use core::sync::atomic::{fence, Ordering};
 use kernel::{
@@ -109,9 +109,6 @@ fn bytes(sectors: u64) -> u32 {
     (sectors << 9) as u32
 }
 
-/// Blocks whose pages are taken out of the ring at once.
-const BATCH: usize = 16;
-
 /// Reads copies, wherever they are.
 fn copies(
     snap: &Arc<Snapshot>,
@@ -187,46 +184,38 @@ fn from_place(
     place: u64,
     skip: u64,
 ) -> bool {
-    // Looked at once and for all: what is not in the ring now is on disk.
+    // What is not in the ring at this look is on disk for good.
     let file = snap.file_map();
-    let blocks = (sector % 8).saturating_add(sectors).div_ceil(8);
-    if place.saturating_add(blocks) <= snap.ring.lock().lowest_place() {
-        return from_file(snap, &file, whole, (sector, sectors), place, skip);
-    }
     let mut done = 0;
-    // Sectors before `done` that are on disk and were not asked for yet.
-    let mut absent = 0u64;
-    let place_of = |done: u64| place.saturating_add((sector % 8).saturating_add(done) / 8);
-    let on_disk = |done: u64, absent: u64| {
-        let from = done.saturating_sub(absent);
-        let range = (sector.saturating_add(from), absent);
-        absent == 0 || from_file(snap, &file, whole, range, place_of(from), skip.saturating_add(from))
-    };
     while done < sectors {
-        let mut batch: [Option<CopyPage>; BATCH] = [const { None }; BATCH];
-        snap.ring.lock().copies(place_of(done), &mut batch);
-        for page in &batch {
-            let left = sectors.saturating_sub(done);
-            let offset = sector.saturating_add(done) % 8;
-            let n = (8 - offset).min(left);
-            if n == 0 {
-                break;
+        let left = sectors.saturating_sub(done);
+        let offset = sector.saturating_add(done) % 8;
+        let place = place.saturating_add((sector % 8).saturating_add(done) / 8);
+        let max = offset.saturating_add(left).div_ceil(8);
+        let look = snap.ring.lock().look(place, max);
+        let in_blocks = |len: u64| len.saturating_mul(8).saturating_sub(offset).min(left);
+        let to = skip.saturating_add(done);
+        let n = match look {
+            Look::Here(pages, first, len) => {
+                let n = in_blocks(len);
+                let from = first.saturating_mul(8).saturating_add(offset);
+                whole.view().fill(bytes(to), bytes(n), Some(&pages), bytes(from));
+                n
             }
-            match page {
-                Some(page) => {
-                    if !on_disk(done, absent) {
-                        return false;
-                    }
-                    absent = 0;
-                    let at = skip.saturating_add(done);
-                    whole.view().fill(bytes(at), bytes(n), Some(page), bytes(offset));
+            Look::OnDisk(len) => {
+                let n = in_blocks(len);
+                if !from_file(snap, &file, whole, (sector.saturating_add(done), n), place, to) {
+                    return false;
                 }
-                None => absent = absent.saturating_add(n),
+                n
             }
-            done = done.saturating_add(n);
+        };
+        if n == 0 {
+            return false;
         }
+        done = done.saturating_add(n);
     }
-    on_disk(done, absent)
+    true
 }
 
 /// Reads sectors (the first and how many) from the COW file, extent by extent.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! One tracked block device: decides about each bio sent to it, and holds back those that must wait.
 
+use crate::claim;
 use crate::epoch::Epoch;
 use crate::events::SnapshotEvents;
 use crate::faults::{self, Fault};
@@ -12,7 +13,7 @@ use crate::logic::{
 };
 use crate::origin::Origin;
 use crate::region_log::Log;
-use crate::snapshot::{Snapshot, Wake};
+use crate::snapshot::Snapshot;
 use crate::sys::{
     bdev::Bdev,
     bio::{BioRef, HeldBio, Status},
@@ -96,10 +97,7 @@ impl HoldQueue {
                 // change too.
                 intercept::mark_again(bio.view(), self.id);
                 match snapshot {
-                    Some(s) => {
-                        s.parked.push(bio);
-                        s.as_arc_borrow().wake_claim();
-                    }
+                    Some(s) => claim::submit(&s, bio),
                     None => {
                         intercept::resume(bio, self.id);
                         self.held.leave();

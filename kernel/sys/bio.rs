@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Bios that belong to somebody else: looked at by the probe, or held back for a while.
 
-use super::{bdev::Bdev, bio_pool::PoolId, ffi, page::CopyPage};
+use super::{bdev::Bdev, bio_pool::PoolId, ffi, page::CopyPages};
 use core::marker::PhantomData;
 use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -117,13 +117,13 @@ impl<'a> BioRef<'a> {
         unsafe { ffi::dbd_bio_read(self.as_ptr(), (before << 9) as u32, len as u32, part.as_mut_ptr()) }
     }
 
-    /// Puts `len` bytes of `page` (zeros when `None`), from byte `offset` of it, into the bio's
+    /// Puts `len` bytes of `pages` (zeros when `None`), from byte `offset` of them, into the bio's
     /// buffers, `skip` bytes behind its start.
     ///
-    /// `offset + len` stays within the page, `skip + len` within the bio.
-    pub(crate) fn fill(self, skip: u32, len: u32, page: Option<&CopyPage>, offset: u32) {
-        let src = page.map_or(null_mut(), CopyPage::as_ptr);
-        // SAFETY: The bio is valid; the C side ends at its size; the page is held by the caller.
+    /// `offset + len` stays within the pages, `skip + len` within the bio.
+    pub(crate) fn fill(self, skip: u32, len: u32, pages: Option<&CopyPages>, offset: u32) {
+        let src = pages.map_or(null_mut(), CopyPages::as_ptr);
+        // SAFETY: The bio is valid; the C side ends at its size; the pages are held by the caller.
         unsafe { ffi::dbd_bio_fill(self.as_ptr(), skip, len, src, offset) }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     bdev::Bdev,
     bio::{push_raw, take_raw, BioList, BioRef, Status},
     ffi,
-    page::CopyPage,
+    page::CopyPages,
 };
 use core::marker::PhantomData;
 use core::mem::{align_of, size_of, ManuallyDrop};
@@ -118,19 +118,38 @@ impl<T: EndIo> BioPool<T> {
     ) -> PoolBio<T> {
         // SAFETY: The set and the device are valid. GFP_NOIO may sleep, so it cannot return null.
         let bio = unsafe {
-            let bio = NonNull::new_unchecked(bindings::bio_alloc_bioset(
+            NonNull::new_unchecked(bindings::bio_alloc_bioset(
                 bdev.as_ptr(),
                 vecs,
                 opf,
                 ffi::dbd_gfp_noio,
                 self.set.get(),
-            ));
-            let mut iter = (*bio.as_ptr()).bi_iter;
-            iter.bi_sector = sector;
-            (*bio.as_ptr()).bi_iter = iter;
-            bio
+            ))
         };
+        set_sector(bio, sector);
         self.finish_init(bio, payload)
+    }
+
+    /// The same without sleeping; the payload comes back when none is to be had now.
+    pub(crate) fn try_alloc(
+        &self,
+        bdev: Bdev,
+        vecs: u16,
+        opf: u32,
+        sector: u64,
+        payload: T,
+    ) -> Result<PoolBio<T>, T> {
+        // SAFETY: The set and the device are valid.
+        let bio = NonNull::new(unsafe {
+            bindings::bio_alloc_bioset(bdev.as_ptr(), vecs, opf, ffi::dbd_gfp_nowait, self.set.get())
+        });
+        match bio {
+            Some(bio) => {
+                set_sector(bio, sector);
+                Ok(self.finish_init(bio, payload))
+            }
+            None => Err(payload),
+        }
     }
 
     /// A clone of the part of `src` that starts `skip` sectors behind its start and is `sectors`
@@ -155,11 +174,9 @@ impl<T: EndIo> BioPool<T> {
                 self.set.get(),
             ))?;
             bindings::bio_trim(bio.as_ptr(), skip, sectors);
-            let mut iter = (*bio.as_ptr()).bi_iter;
-            iter.bi_sector = sector;
-            (*bio.as_ptr()).bi_iter = iter;
             bio
         };
+        set_sector(bio, sector);
         Some(self.finish_init(bio, payload))
     }
 }
@@ -168,6 +185,16 @@ impl<T> Drop for BioPool<T> {
     fn drop(&mut self) {
         // SAFETY: Initialised in `new`. All bios have come back: whoever drops the pool has waited.
         unsafe { bindings::bioset_exit(self.set.get()) }
+    }
+}
+
+/// Addresses a fresh bio of ours.
+fn set_sector(bio: NonNull<bindings::bio>, sector: u64) {
+    // SAFETY: Ours alone. `bvec_iter` is packed: it is copied out and back.
+    unsafe {
+        let mut iter = (*bio.as_ptr()).bi_iter;
+        iter.bi_sector = sector;
+        (*bio.as_ptr()).bi_iter = iter;
     }
 }
 
@@ -214,12 +241,12 @@ impl<T> PoolBio<T> {
         }
     }
 
-    /// Adds the first `len` bytes of `page`; the bio must have room. The reference moves into the
-    /// bio and must be taken out again with [`PoolBio::take_page`].
-    pub(crate) fn add_page(&mut self, page: CopyPage, len: u32) {
-        // SAFETY: The caller asked for enough room; pages are never merged into one entry, so entry
-        // n is page n.
-        unsafe { bindings::__bio_add_page(self.bio.as_ptr(), page.into_raw().as_ptr(), len, 0) }
+    /// Adds the first `len` bytes of `pages`; the bio must have room. The reference moves into the
+    /// bio and must be taken out again with [`PoolBio::take_pages`].
+    pub(crate) fn add_pages(&mut self, pages: CopyPages, len: u32) {
+        // SAFETY: The caller asked for enough room; buffers are never merged into one entry, so entry
+        // n is buffer n.
+        unsafe { bindings::__bio_add_page(self.bio.as_ptr(), pages.into_raw().as_ptr(), len, 0) }
     }
 
     /// Adds a page of memory that the caller keeps until the bio has completed; the bio must have
@@ -229,15 +256,31 @@ impl<T> PoolBio<T> {
         unsafe { ffi::dbd_bio_add_memory(self.bio.as_ptr(), page.as_ptr()) }
     }
 
-    /// Number of pages added and not yet known to be taken.
-    pub(crate) fn pages(&self) -> u16 {
+    /// Number of buffers that were added.
+    pub(crate) fn buffers(&self) -> u16 {
         // SAFETY: We own the bio.
         unsafe { (*self.bio.as_ptr()).bi_vcnt }
     }
 
-    /// Takes page `n` out, once.
-    pub(crate) fn take_page(&mut self, n: u16) -> Option<CopyPage> {
-        if n >= self.pages() {
+    /// How many bytes were added with buffer `n`.
+    pub(crate) fn buffer_bytes(&self, n: u16) -> u32 {
+        if n >= self.buffers() {
+            return 0;
+        }
+        // SAFETY: `n` is within the table, which completion leaves alone.
+        unsafe { (*(*self.bio.as_ptr()).bi_io_vec.add(usize::from(n))).bv_len }
+    }
+
+    /// Drops all buffers that were not taken.
+    pub(crate) fn drop_pages(&mut self) {
+        for n in 0..self.buffers() {
+            drop(self.take_pages(n));
+        }
+    }
+
+    /// Takes buffer `n` out, once.
+    pub(crate) fn take_pages(&mut self, n: u16) -> Option<CopyPages> {
+        if n >= self.buffers() {
             return None;
         }
         // SAFETY: `n` is within the table, which completion leaves alone.
@@ -245,7 +288,7 @@ impl<T> PoolBio<T> {
             let vec = (*self.bio.as_ptr()).bi_io_vec.add(usize::from(n));
             let page = NonNull::new((*vec).bv_page)?;
             (*vec).bv_page = null_mut();
-            Some(CopyPage::from_raw(page))
+            Some(CopyPages::from_raw(page))
         }
     }
 

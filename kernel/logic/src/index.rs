@@ -155,6 +155,11 @@ impl Stock {
         }
     }
 
+    /// Nothing is missing: [`Stock::fill`] would not allocate.
+    pub fn is_full(&self) -> bool {
+        self.pages.iter().all(Option::is_some) && self.list.capacity() >= self.want
+    }
+
     /// Gets what is missing. May sleep.
     ///
     /// # Errors

@@ -109,6 +109,17 @@ impl Preserved {
         Ok(())
     }
 
+    /// Whether `len` blocks from `start` on can be [set](Preserved::set) without more memory.
+    pub fn is_reserved(&self, start: u64, len: u64) -> bool {
+        let end = start.saturating_add(len).min(self.blocks);
+        let (first, last) = (start / LEAF_BLOCKS, end.saturating_sub(1) / LEAF_BLOCKS);
+        (first..=last).all(|leaf| {
+            self.root
+                .get(index(leaf))
+                .is_some_and(|slot| slot.page().is_some())
+        })
+    }
+
     /// The old data of `len` blocks from `start` on is safe now: they may be overwritten on the origin.
     /// What was not [reserved](Preserved::reserve) is left out.
     pub fn set(&self, start: u64, len: u64) {
