@@ -50,6 +50,7 @@ use crate::sys::{
     bio::{BioList, BioRef, BioStack, HeldBio},
     bio_pool::{BioPool, DoneStack, EndIo, PoolBio},
     delayed::flush_delayed,
+    errno::EUCLEAN,
     gate::Gate,
     queues::Queues,
 };
