@@ -6,11 +6,12 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host test-vm test-powercut test-debian test-stress powercut stress build-every module tools setup install deb bundle clean distclean
+.PHONY: help demo test test-host fuzz test-vm test-powercut test-debian test-stress powercut stress build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
 	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
+	@echo "make fuzz FUZZ_SECONDS=600  COW files and private blocks of any content, guided by coverage"
 	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes; KILLS=10: kills"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
 	@echo "                     QUICK=1: a few; SEED=...: other ones; FAULT=6: the counter-test"
@@ -57,6 +58,11 @@ build-every:
 
 test-host: setup
 	@scripts/test-host.sh $(FIRST)
+
+# For so many seconds each; what was learnt is kept for the next time.
+FUZZ_SECONDS ?= 600
+fuzz: setup
+	@SEED=$(SEED) tests/host/fuzz.sh $(FIRST) $(FUZZ_SECONDS)
 
 test-vm: module tools
 	@for t in $(TARGETS); do \

@@ -7,9 +7,11 @@ in_chroot env RUSTFLAGS= bash -euc '
     cd /dattobd
     dir=/dattobd/target/$1
     cargo fmt --all --check
+    cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
     cargo clippy --locked --workspace --all-targets --target-dir "$dir" -- -D warnings
     cargo test --locked --workspace --target-dir "$dir"
     RUSTFLAGS="--cfg loom" cargo test --locked -p cow-logic --release --test loom_claims --test loom_regions \
         --target-dir "$dir/loom"
 ' test "$T_NAME"
+"$TOP/tests/host/fuzz.sh" "$T_NAME" 10
 if [ -x "$TOP/tests/host/miri.sh" ]; then "$TOP/tests/host/miri.sh"; fi
