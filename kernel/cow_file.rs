@@ -22,6 +22,7 @@
 use crate::sys::errno::ESTALE;
 use kernel::prelude::*;
 use kernel::str::{BStr, CString};
+use kernel::time::{delay::fsleep, Delta};
 
 use crate::abi::cow::{self, BLOCK_SIZE};
 use crate::freeze::Frozen;
@@ -139,7 +140,10 @@ impl CowFile {
         if bytes > self.bytes {
             return Err(EINVAL);
         }
-        let live = self.enter()?;
+        let live = enter_thawed(self.watch.as_ref().ok_or(ESTALE)?)?;
+        if live.filesystem().writes_stopped() {
+            return Err(EBUSY);
+        }
         let file = live.open()?;
         file.set_size_protected(bytes)?;
         self.bytes = bytes;
@@ -151,11 +155,11 @@ impl CowFile {
         Ok(())
     }
 
-    /// Ends the protection and removes the file. EBUSY when its filesystem is frozen by somebody else,
+    /// Ends the protection and removes the file. EBUSY when its filesystem stays frozen by somebody else,
     /// ENOENT when a directory above it was renamed and its name is not known any more: it stays then.
     pub(crate) fn remove(mut self) -> Result {
         let watch = self.watch.take().ok_or(ESTALE)?;
-        let live = watch.enter()?;
+        let live = enter_thawed(&watch)?;
         // Taking the mark off first: the last link may take the inode out of memory.
         live.unprotect();
         watch.close();
@@ -191,6 +195,26 @@ impl Drop for CowFile {
             }
         }
     }
+}
+
+/// How long what cannot be undone any more waits for a freeze by somebody else to end, in milliseconds: more than
+/// what another snapshot of the same filesystem (LVM, a backup agent) takes.
+const FREEZE_WAIT_MS: i64 = 10_000;
+/// How often it looks, in milliseconds.
+const FREEZE_LOOK_MS: i64 = 20;
+
+/// The file, for one operation; still frozen only if the wait was in vain. Each look lets go of the filesystem
+/// again, so that it can be thawed and unmounted meanwhile.
+pub(crate) fn enter_thawed(watch: &InodeWatch) -> Result<LiveInode> {
+    for _ in 0..FREEZE_WAIT_MS / FREEZE_LOOK_MS {
+        let live = watch.enter()?;
+        if !live.filesystem().writes_stopped() {
+            return Ok(live);
+        }
+        drop(live);
+        fsleep(Delta::from_millis(FREEZE_LOOK_MS));
+    }
+    watch.enter()
 }
 
 /// What lies behind the first `blocks` blocks of the file; `extents` keeps the rest.

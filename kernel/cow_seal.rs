@@ -6,7 +6,7 @@ use kernel::prelude::*;
 
 use crate::abi::cow::{self, BLOCK_SIZE, ENTRY_BYTES, HEADER_BYTES};
 use crate::cow_create::put;
-use crate::cow_file::CowFile;
+use crate::cow_file::{enter_thawed, CowFile};
 use crate::log_load::Loaded;
 use crate::logic::change_map::ChangeMap;
 use crate::logic::private_format::Sibling;
@@ -25,9 +25,8 @@ impl CowFile {
     /// happens, it is an ordinary file afterwards. No raw write to it is under way, or will come.
     pub(crate) fn seal(mut self, header: &cow::Header, changes: &ChangeMap) -> Result {
         let watch = self.watch.take().ok_or(ESTALE)?;
-        let live = watch.enter()?;
-        let frozen = live.filesystem().writes_stopped();
-        let result = if frozen {
+        let live = enter_thawed(&watch)?;
+        let result = if live.filesystem().writes_stopped() {
             Err(EBUSY)
         } else {
             live.open().and_then(|file| {
