@@ -12,7 +12,8 @@ use std::path::PathBuf;
 ///
 /// Everything is checked before the first write: that COW file and snapshot belong together, that the
 /// COW file was handed over in good order, and that the sizes agree. If the copying itself fails, the
-/// image is partly updated; running the same command again completes it.
+/// image is partly updated; running the same command again completes it. The same when a signal ends it
+/// (Ctrl-C, a shutdown): it says what state the image is in, and exits with 128 and the signal's number.
 ///
 /// Example, after `dbdctl transition-to-snapshot /.datto1 0`:
 ///
@@ -28,11 +29,12 @@ pub struct Cli {
     #[arg(value_name = "COW FILE… IMAGE", required = true, num_args = 1..)]
     pub rest: Vec<PathBuf>,
 
-    /// Compare image and snapshot afterwards, and name the blocks that differ.
+    /// Compare image and snapshot afterwards, and name the blocks that differ. Without a COW file: only that.
     #[arg(long)]
     pub verify: bool,
 
-    /// Only compare: `update-img --verify-only <snapshot device> <image>`.
+    /// Only compare: `update-img --verify-only <snapshot device> [<cow file>…] <image>`. The running COW file's
+    /// own blocks are left out; COW files are looked at, and not needed.
     #[arg(long, conflicts_with_all = ["verify", "dry_run"])]
     pub verify_only: bool,
 

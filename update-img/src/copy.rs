@@ -6,10 +6,12 @@
 //! of at most 1 MiB for each of those threads.
 
 use crate::runs::{requests, Request, MAX_REQUEST};
+use crate::stage::Stage;
 use anyhow::{anyhow, Context, Result};
 use indicatif::ProgressBar;
 use ioctl_abi::ioctl::Extent;
 use nix::fcntl::{posix_fadvise, PosixFadviseAdvice};
+use nix::libc;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,20 +29,11 @@ pub struct Done {
     pub requests: u64,
 }
 
-/// Why copying stopped, and whether the image was written to by then.
-#[derive(Debug)]
-pub struct Failed {
-    /// What went wrong first.
-    pub error: anyhow::Error,
-    /// Something was written: the image is between two states.
-    pub touched: bool,
-}
-
 struct Shared<'a> {
     from: &'a File,
     to: &'a File,
     bar: &'a ProgressBar,
-    touched: AtomicBool,
+    stage: &'a Stage,
     bytes: AtomicU64,
     count: AtomicU64,
     first_error: Mutex<Option<anyhow::Error>>,
@@ -62,9 +55,16 @@ impl Shared<'_> {
         self.from
             .read_exact_at(buffer, r.offset)
             .with_context(|| format!("reading {} bytes at {} of the snapshot", r.len, r.offset))?;
-        self.touched.store(true, Ordering::SeqCst);
+        self.stage.writing();
         self.to
             .write_all_at(buffer, r.offset)
+            .map_err(|e| match e.raw_os_error() {
+                Some(libc::EFBIG) => anyhow::Error::new(e).context(
+                    "files may not become so large here: a limit of this process (ulimit -f), or of the \
+                     filesystem",
+                ),
+                _ => anyhow::Error::new(e),
+            })
             .with_context(|| format!("writing {} bytes at {} of the image", r.len, r.offset))?;
         self.bytes.fetch_add(r.len, Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -88,7 +88,8 @@ impl Shared<'_> {
     }
 }
 
-/// Copies all `runs` from `from` to `to`, with `depth` requests under way, and flushes `to`.
+/// Copies all `runs` from `from` to `to`, with `depth` requests under way, and flushes `to`. `stage` says how far
+/// it has come, also when it fails.
 ///
 /// # Errors
 ///
@@ -100,7 +101,8 @@ pub fn copy<E: Into<anyhow::Error>>(
     runs: impl Iterator<Item = Result<Extent, E>>,
     depth: u8,
     bar: &ProgressBar,
-) -> Result<Done, Failed> {
+    stage: &Stage,
+) -> Result<Done> {
     // No read-ahead: between changed blocks it would read what did not change. Advice only, so a
     // failure changes nothing.
     let _ = posix_fadvise(from, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
@@ -108,7 +110,7 @@ pub fn copy<E: Into<anyhow::Error>>(
         from,
         to,
         bar,
-        touched: AtomicBool::new(false),
+        stage,
         bytes: AtomicU64::new(0),
         count: AtomicU64::new(0),
         first_error: Mutex::new(None),
@@ -144,21 +146,18 @@ pub fn copy<E: Into<anyhow::Error>>(
             }
         }
     });
-    let touched = shared.touched.load(Ordering::SeqCst);
     let error = shared
         .first_error
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    let flushed = match error {
-        Some(e) => Err(e),
-        None => to.sync_all().context("flushing the image to disk"),
-    };
-    match flushed {
-        Ok(()) => Ok(Done {
-            blocks,
-            bytes: shared.bytes.into_inner(),
-            requests: shared.count.into_inner(),
-        }),
-        Err(error) => Err(Failed { error, touched }),
+    if let Some(error) = error {
+        return Err(error);
     }
+    to.sync_all().context("flushing the image to disk")?;
+    stage.updated();
+    Ok(Done {
+        blocks,
+        bytes: shared.bytes.into_inner(),
+        requests: shared.count.into_inner(),
+    })
 }

@@ -2,7 +2,8 @@
 //! `update-img` as a library, so that all of it can be tested without a driver.
 //!
 //! [`check`] looks at everything before the first write, [`copy`] transfers the changed blocks,
-//! [`verify`] compares afterwards; [`run`] puts them together as the command line says.
+//! [`verify`] compares afterwards; [`run`] puts them together as the command line says, and [`stage`] knows how
+//! far it has come when a signal ([`signals`]) ends it.
 
 pub mod check;
 pub mod cli;
@@ -10,4 +11,6 @@ pub mod copy;
 pub mod progress;
 pub mod run;
 pub mod runs;
+pub mod signals;
+pub mod stage;
 pub mod verify;

@@ -5,11 +5,18 @@ use clap::Parser;
 use std::process::ExitCode;
 use update_img::check::Kernel;
 use update_img::cli::Cli;
-use update_img::run;
+use update_img::stage::Stage;
+use update_img::{run, signals};
+
+static STAGE: Stage = Stage::new();
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run::run(&cli, &Kernel, &mut std::io::stdout()) {
+    if let Err(e) = signals::watch(&STAGE) {
+        eprintln!("update-img: cannot watch for signals: {}", e.desc());
+        return ExitCode::FAILURE;
+    }
+    match run::run(&cli, &Kernel, &STAGE, &mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("update-img: {e:#}");

@@ -5,6 +5,7 @@ use crate::check::{self, Driver, Pair};
 use crate::cli::Cli;
 use crate::copy::{self, Done};
 use crate::progress;
+use crate::stage::{Progress, Stage, PARTLY, UNTOUCHED};
 use crate::verify::{self, Compared};
 use anyhow::{anyhow, bail, Context, Result};
 use dattobd_client::cow_file::Union;
@@ -18,20 +19,23 @@ use std::time::Instant;
 /// Runs of differing blocks that are named one by one for people.
 const NAMED: usize = 20;
 
-/// Does what `cli` says. The summary goes to `out`, differing blocks to standard error.
+/// Does what `cli` says. The summary goes to `out`, differing blocks to standard error; `stage` says how far it
+/// is, to whoever interrupts it.
 ///
 /// # Errors
 ///
 /// What went wrong, and what state the image is in.
-pub fn run(cli: &Cli, driver: &dyn Driver, out: &mut dyn Write) -> Result<()> {
+pub fn run(cli: &Cli, driver: &dyn Driver, stage: &Stage, out: &mut dyn Write) -> Result<()> {
     let Some((image, cows)) = cli.rest.split_last() else {
         bail!("no image given")
     };
-    if cli.verify_only {
-        if !cows.is_empty() {
-            bail!("--verify-only takes a snapshot device and an image, no COW file");
-        }
+    // Without a COW file there is nothing to copy, and comparing is all that --verify can mean.
+    if cli.verify_only || (cli.verify && cows.is_empty() && !cli.dry_run) {
+        stage.comparing();
         let pair = check::open(driver, &cli.snapshot, image, false)?;
+        if !cows.is_empty() {
+            check::chain(cows, &pair)?;
+        }
         let compared = compare(cli, driver, &pair)?;
         if cli.json {
             let value = json!({ "device_bytes": pair.bytes, "verify": verdict(&compared) });
@@ -46,7 +50,7 @@ pub fn run(cli: &Cli, driver: &dyn Driver, out: &mut dyn Write) -> Result<()> {
             image.display()
         );
     }
-    update(cli, driver, cows, image, out)
+    update(cli, driver, cows, image, stage, out)
 }
 
 /// A line of the summary. `println!` would panic when the reader of a pipe has gone away.
@@ -61,6 +65,7 @@ fn update(
     driver: &dyn Driver,
     cows: &[PathBuf],
     image: &Path,
+    stage: &Stage,
     out: &mut dyn Write,
 ) -> Result<()> {
     let pair = check::open(driver, &cli.snapshot, image, !cli.dry_run)?;
@@ -87,16 +92,15 @@ fn update(
         Union::new(&files, blocks),
         cli.queue_depth,
         &bar,
+        stage,
     );
     bar.finish_and_clear();
-    let done = result.map_err(|failed| {
-        let state = if failed.touched {
-            "the image is PARTLY UPDATED: it is neither the old nor the new state. Run the same \
-             command again while the snapshot is there; it starts over and is safe to repeat"
-        } else {
-            "the image is untouched"
+    let done = result.map_err(|error| {
+        let state = match stage.progress() {
+            Progress::Untouched => UNTOUCHED,
+            _ => PARTLY,
         };
-        failed.error.context(format!("the update failed; {state}"))
+        error.context(format!("the update failed; {state}"))
     })?;
     let mut summary = summary(&pair, done, start.elapsed().as_secs_f64());
     let told = if cli.json {

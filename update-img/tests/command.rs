@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use update_img::check::{Driver, Running};
 use update_img::cli::Cli;
 use update_img::run::run;
+use update_img::stage::{Progress, Stage};
 
 const BLOCKS: u64 = 600;
 /// The last block is a partial one.
@@ -110,7 +111,7 @@ fn go(driver: &Fake, options: &[&str], paths: &[&Path]) -> (String, Result<(), S
     let words = ["update-img"].iter().chain(options).map(Path::new);
     let cli = Cli::try_parse_from(words.chain(paths.iter().copied())).unwrap();
     let mut out = Vec::new();
-    let result = run(&cli, driver, &mut out).map_err(|e| format!("{e:#}"));
+    let result = run(&cli, driver, &Stage::new(), &mut out).map_err(|e| format!("{e:#}"));
     (String::from_utf8(out).unwrap(), result)
 }
 
@@ -257,8 +258,46 @@ fn wrong_files_are_refused_with_a_reason() {
         assert_eq!(out, "");
         assert!(f.image() == f.old, "{word}: the image was written to");
     }
-    let (_, result) = go(&d, &["--verify-only"], &[&f.snapshot, &f.cow, &f.image]);
-    assert!(result.unwrap_err().contains("no COW file"));
+    let (_, result) = go(&d, &["-n"], &[&f.snapshot, &f.image]);
+    assert!(result.unwrap_err().contains("name the COW file too"));
+}
+
+/// `--verify` alone is `--verify-only`; neither of them writes, and a COW file is looked at, not applied.
+#[test]
+fn comparing_alone_needs_no_cow_file_and_takes_one() {
+    let f = files();
+    let d = || {
+        driver(
+            &[Extent { start: 7, len: 1 }],
+            &[Extent { start: 7, len: 1 }],
+        )
+    };
+    let without = [&*f.snapshot, &*f.image];
+    let with = [&*f.snapshot, &*f.cow, &*f.image];
+    for (option, paths) in [
+        ("--verify", &without[..]),
+        ("--verify-only", &without),
+        ("--verify-only", &with),
+    ] {
+        let (_, result) = go(&d(), &[option], paths);
+        assert!(result
+            .unwrap_err()
+            .contains("differs from the snapshot in 5 blocks"));
+        assert!(f.image() == f.old, "{option} wrote");
+    }
+    // One of another snapshot does not go with the pair.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&f.cow)
+        .unwrap()
+        .write_all_at(&[3], 24)
+        .unwrap();
+    let (_, result) = go(&d(), &["--verify-only"], &with);
+    assert!(result.unwrap_err().contains("right before the snapshot"));
+    fs::write(&f.image, &f.new).unwrap();
+    for option in ["--verify", "--verify-only"] {
+        go(&d(), &[option], &without).1.unwrap();
+    }
 }
 
 /// A writer that a pipe's reader has left.
@@ -280,7 +319,9 @@ fn a_summary_that_cannot_be_written_does_not_spoil_the_update() {
         let words = ["update-img", option].map(Path::new);
         let paths = [&*f.snapshot, &*f.cow, &*f.image];
         let cli = Cli::try_parse_from(words.into_iter().chain(paths)).unwrap();
-        let error = run(&cli, &driver(&[], &[]), &mut Gone).unwrap_err();
+        let stage = Stage::new();
+        let error = run(&cli, &driver(&[], &[]), &stage, &mut Gone).unwrap_err();
+        assert_eq!(stage.progress(), Progress::Updated);
         assert!(
             format!("{error:#}").contains("the image is updated"),
             "{error:#}"

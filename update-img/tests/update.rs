@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use update_img::check::{self, Driver, Running};
+use update_img::stage::{Progress, Stage};
 use update_img::{copy, verify};
 
 struct Fake(Running);
@@ -97,8 +98,8 @@ fn update(driver: &dyn Driver, f: &Files, cows: &[PathBuf]) -> Result<copy::Done
         runs,
         4,
         &ProgressBar::hidden(),
+        &Stage::new(),
     )
-    .map_err(|f| f.error)
 }
 
 proptest! {
@@ -228,6 +229,7 @@ fn a_short_read_is_an_error_and_the_image_is_said_to_be_touched() {
         .set_len(20480)
         .unwrap();
     let runs = Union::new(&chain, 10);
+    let stage = Stage::new();
     let failed = copy::copy(
         &pair.snapshot,
         &pair.image,
@@ -235,14 +237,11 @@ fn a_short_read_is_an_error_and_the_image_is_said_to_be_touched() {
         runs,
         1,
         &ProgressBar::hidden(),
+        &stage,
     )
     .unwrap_err();
-    assert!(failed.touched);
-    assert!(
-        format!("{:#}", failed.error).contains("36864"),
-        "{:#}",
-        failed.error
-    );
+    assert_eq!(stage.progress(), Progress::Writing);
+    assert!(format!("{failed:#}").contains("36864"), "{failed:#}");
 }
 
 #[test]
