@@ -200,8 +200,8 @@ impl Driver for Control {
     }
 
     fn nothing_found(&mut self, minor: u32) -> Option<&'static str> {
-        let status = self.status(minor).ok()?;
-        (status.flags & STATUS_CHAIN_BROKEN != 0).then(|| crate::explain::reason(status.error))
+        let (status, info) = (self.status(minor).ok()?, self.info(minor).ok()?);
+        (status.flags & STATUS_CHAIN_BROKEN != 0).then(|| crate::explain::reason(&info))
     }
 
     fn destroy(&mut self, minor: u32) -> Result<()> {

@@ -101,9 +101,28 @@ pub fn call(facts: &dyn Facts, asked: Asked<'_>, minor: u32, errno: Errno) -> St
     })
 }
 
-/// How people call an error of the driver: `No space left on device`.
-pub fn reason(error: i32) -> &'static str {
-    match Errno::from_raw(error.saturating_neg()) {
+/// Why a device has failed, as people say it: `the COW file is full`.
+pub fn reason(info: &Info) -> &'static str {
+    let errno = Errno::from_raw(info.error.saturating_neg());
+    // Nothing was picked up: a series has a sequence number from its beginning on.
+    if info.state & STATE_UNVERIFIED != 0 && info.seqid == 0 {
+        match errno {
+            Errno::ESTALE => {
+                return "its filesystem was mounted or repaired elsewhere since, or another COW file has taken \
+                        over; the kernel log says which"
+            }
+            Errno::ENOENT => return "there is no such COW file",
+            Errno::EINVAL => {
+                return "that is no COW file of this device, or the device has another size; the kernel log says \
+                        which"
+            }
+            Errno::EUCLEAN => {
+                return "what the COW file has recorded is damaged, or had ended; the kernel log says which"
+            }
+            _ => {}
+        }
+    }
+    match errno {
         Errno::EFBIG => "the COW file is full",
         Errno::ENODEV => "its filesystem was unmounted, or the disk is gone",
         Errno::ESTALE => "somebody else wrote to the COW file's blocks",
@@ -389,14 +408,14 @@ fn state(facts: &dyn Facts, asked: Asked<'_>, info: &Info) -> Option<String> {
         return Some(format!(
             "device {minor} no longer knows what changes ({}): `dbdctl destroy {minor}`, then setup-snapshot \
              and a full copy",
-            reason(info.error)
+            reason(info)
         ));
     }
     if info.error != 0 && !matches!(asked, Asked::Drop) {
         return Some(format!(
             "the snapshot of device {minor} has failed ({}): `dbdctl drop-snapshot {minor}` goes on in \
              incremental mode, with the change map",
-            reason(info.error)
+            reason(info)
         ));
     }
     if info.state & STATE_UNVERIFIED != 0 || info.state & STATE_ACTIVE == 0 {

@@ -133,7 +133,7 @@ fn refusal(machine: &mut dyn Machine, devices: &[Info]) -> Option<String> {
     let failed = devices.iter().find(|i| i.error != 0)?;
     Some(format!(
         "device {n} has failed ({}) and could not be picked up again: `dbdctl destroy {n}` first",
-        explain::reason(failed.error),
+        explain::reason(failed),
         n = failed.minor
     ))
 }

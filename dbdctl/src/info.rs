@@ -24,7 +24,7 @@ fn state(info: &Info, status: Option<&Status>) -> String {
             Some(s) if s.flags & STATUS_CHAIN_BROKEN != 0 => "chain ended",
             _ => "changes still tracked",
         };
-        return format!("{mode} FAILED: {} ({end})", explain::reason(info.error));
+        return format!("{mode} FAILED: {} ({end})", explain::reason(info));
     }
     let activity = if info.state & STATE_UNVERIFIED != 0 {
         "unverified"

@@ -227,10 +227,11 @@ fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
         c.reload(&bdev, &cow, r.cache_size.unwrap_or(0), r.minor, snapshot)
     })?;
     let control = open()?;
-    let error = control.info(r.minor).map_or(0, |i| i.error);
+    let info = control.info(r.minor).ok();
     let flags = control.status(r.minor).map_or(0, |s| s.flags);
-    match error {
-        0 => Ok(()),
+    match info {
+        None => Ok(()),
+        Some(info) if info.error == 0 => Ok(()),
         // What a crash leaves of a snapshot: the change map.
         _ if flags & STATUS_CHAIN_BROKEN == 0 => {
             eprintln!(
@@ -241,12 +242,12 @@ fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
             );
             Ok(())
         }
-        error => Err(anyhow!(
+        Some(info) => Err(anyhow!(
             "{} on {} cannot be picked up: {}. The kernel log says more. Nothing is tracked: `dbdctl \
              destroy {}`, then take a new first snapshot with setup-snapshot, and a full copy",
             Path::new(&r.cow).display(),
             r.bdev.display(),
-            Errno::from_raw(-error).desc(),
+            explain::reason(&info),
             r.minor
         )),
     }

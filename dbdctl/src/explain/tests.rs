@@ -502,3 +502,23 @@ fn a_node_that_cannot_be_opened_is_explained() {
     assert!(error(io::ErrorKind::PermissionDenied).contains("sudo"));
     assert!(error(io::ErrorKind::Other).contains("/dev/datto-ctl"));
 }
+
+/// A write by somebody else ends a running chain; a mount by somebody else is why a reload is refused.
+#[test]
+fn a_foreign_mount_is_told_from_a_foreign_write() {
+    let mut info = Info::request(0);
+    info.error = -(Errno::ESTALE as i32);
+    (info.state, info.seqid) = (INCREMENTAL, 3);
+    let write = reason(&info);
+    assert!(write.contains("wrote to the COW file's blocks"), "{write}");
+    // Also when it came after the reload, before the mount.
+    info.state = STATE_UNVERIFIED;
+    assert_eq!(reason(&info), write);
+    info.seqid = 0;
+    let mount = reason(&info);
+    assert!(mount.contains("mounted or repaired elsewhere"), "{mount}");
+    for errno in [Errno::ENOENT, Errno::EINVAL, Errno::EUCLEAN] {
+        info.error = -(errno as i32);
+        assert!(reason(&info).contains("COW file"), "{errno}");
+    }
+}
