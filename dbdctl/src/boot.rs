@@ -19,6 +19,7 @@ use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -51,6 +52,8 @@ fn say(b: &Boot, text: &str) {
 pub fn modprobe(name: &str) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let out = Command::new("modprobe")
+        // A Ctrl-C is answered by us (hand_over.rs), and does not end it half way.
+        .process_group(0)
         .env("PATH", path)
         .arg(name)
         .stdin(Stdio::null())

@@ -2,19 +2,23 @@
 //! `dbdctl hand-over`: another version of the module takes over, and the chains go on.
 //!
 //! Only while nothing that is tracked is mounted: between the modules nobody sees a write. Each device
-//! is sealed and let go of, the module is exchanged, and each device is announced again.
+//! is sealed and let go of, the module is exchanged, and each device is announced again. A signal before the old
+//! module has gone takes all of it back; after that it only makes things worse to stop, so it is carried on to the end.
 
 use crate::boot;
 use crate::explain::{self, Asked};
 use crate::keep::{path_in, Keeper};
 use crate::mounts;
+use crate::signals::Held;
 use anyhow::{anyhow, bail, Context, Result};
 use dattobd_client::control::Control;
 use ioctl_abi::ioctl::{Info, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT};
+use nix::sys::signal::Signal;
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is done to the machine. The tests have one of their own.
@@ -25,10 +29,15 @@ trait Machine {
     fn unload(&mut self) -> Result<()>;
     fn load(&mut self) -> Result<()>;
     fn reload(&mut self, info: &Info) -> Result<()>;
+    /// The signal that was to end us.
+    fn signalled(&mut self) -> Option<Signal>;
 }
 
+/// What remains to be done when the old module has gone and something failed.
+const BOOT: &str = "run `dbdctl boot` before anything of that is mounted";
+
 /// This machine. The control node must be closed while the module is exchanged.
-struct Real;
+struct Real(Held);
 
 impl Real {
     fn control() -> Result<Control> {
@@ -58,9 +67,13 @@ impl Machine for Real {
     fn unload(&mut self) -> Result<()> {
         let out = Command::new("modprobe")
             .args(["-r", "dattobd"])
+            // Ctrl-C is for us to answer.
+            .process_group(0)
             .output()
             .context("running modprobe -r dattobd")?;
-        if !out.status.success() {
+        // Whatever has become of the command.
+        let gone = !Path::new("/sys/module/dattobd").exists();
+        if !out.status.success() && !gone {
             bail!(
                 "modprobe -r dattobd: {}",
                 String::from_utf8_lossy(&out.stderr).trim()
@@ -92,6 +105,10 @@ impl Machine for Real {
                 anyhow!(explain::call(&control, asked, info.minor, e))
             })
     }
+
+    fn signalled(&mut self) -> Option<Signal> {
+        self.0.came()
+    }
 }
 
 /// Exchanges the module.
@@ -101,7 +118,13 @@ impl Machine for Real {
 /// Something tracked is mounted or has failed: nothing was done. Otherwise the message says what is left
 /// to do.
 pub fn run(keeper: &Keeper) -> Result<()> {
-    let devices = exchange(&mut Real, |info| keeper.is_now(info))?;
+    let mut machine = Real(Held::new());
+    let devices = exchange(&mut machine, |info| keeper.is_now(info))?;
+    if let Some(signal) = machine.signalled() {
+        eprintln!(
+            "dbdctl: {signal} came when the old module had gone: the exchange was finished first"
+        );
+    }
     writeln!(
         io::stdout(),
         "the module was exchanged; devices picked up again: {}",
@@ -155,7 +178,7 @@ fn reload_all(machine: &mut dyn Machine, devices: &[Info]) -> Result<()> {
 fn undo(machine: &mut dyn Machine, released: &[Info], why: anyhow::Error) -> anyhow::Error {
     match reload_all(machine, released) {
         Ok(()) => why.context("the old module stays, and tracks as before"),
-        Err(e) => anyhow!("{why:#}; {e:#}"),
+        Err(e) => anyhow!("{why:#}; {e:#}. The old module is loaded: {BOOT}"),
     }
 }
 
@@ -167,11 +190,20 @@ fn exchange(machine: &mut dyn Machine, mut note: impl FnMut(&Info)) -> Result<Ve
     // Should the power go before all is through, the next boot finds the devices.
     devices.iter().for_each(&mut note);
     for (n, info) in devices.iter().enumerate() {
+        let released = devices.get(..n).unwrap_or_default();
+        if let Some(signal) = machine.signalled() {
+            return Err(undo(machine, released, ended_by(signal)));
+        }
         if let Err(e) = machine.release(info) {
-            let released = devices.get(..n).unwrap_or_default();
-            let why = e.context(format!("device {} cannot be let go of", info.minor));
+            let why = match machine.signalled() {
+                Some(signal) => ended_by(signal),
+                None => e.context(format!("device {} cannot be let go of", info.minor)),
+            };
             return Err(undo(machine, released, why));
         }
+    }
+    if let Some(signal) = machine.signalled() {
+        return Err(undo(machine, &devices, ended_by(signal)));
     }
     if let Err(e) = machine.unload() {
         return Err(undo(machine, &devices, e));
@@ -180,8 +212,13 @@ fn exchange(machine: &mut dyn Machine, mut note: impl FnMut(&Info)) -> Result<Ve
         "the new module cannot be loaded, and nothing is tracked now: put it right and run `dbdctl boot` \
          before anything is mounted",
     )?;
-    reload_all(machine, &devices)?;
+    reload_all(machine, &devices)
+        .map_err(|e| anyhow!("{e:#}. The new module is loaded: {BOOT}"))?;
     Ok(devices)
+}
+
+fn ended_by(signal: Signal) -> anyhow::Error {
+    anyhow!("interrupted by {signal}; run `dbdctl hand-over` again")
 }
 
 #[cfg(test)]
@@ -194,6 +231,9 @@ mod tests {
         devices: Vec<Info>,
         mounted: Option<u32>,
         fails: &'static str,
+        /// A signal comes with this step.
+        signal_at: &'static str,
+        signal: Option<Signal>,
         log: Vec<String>,
     }
 
@@ -214,6 +254,9 @@ mod tests {
 
         fn step(&mut self, what: String) -> Result<()> {
             self.log.push(what.clone());
+            if what == self.signal_at {
+                self.signal = Some(Signal::SIGINT);
+            }
             match what == self.fails {
                 true => Err(anyhow!("no {what}")),
                 false => Ok(()),
@@ -239,6 +282,9 @@ mod tests {
         }
         fn reload(&mut self, info: &Info) -> Result<()> {
             self.step(format!("reload {}", info.minor))
+        }
+        fn signalled(&mut self) -> Option<Signal> {
+            self.signal
         }
     }
 
@@ -274,6 +320,39 @@ mod tests {
         let (result, log) = run(Fake::with(&[(0, 0), (1, -27)]));
         assert!(result.unwrap_err().contains("dbdctl destroy 1"));
         assert_eq!(log, "");
+    }
+
+    #[test]
+    fn a_signal_takes_it_back_until_the_old_module_has_gone_and_then_nothing() {
+        for (at, fails, want) in [
+            ("release 0", "", "release 0, reload 0"),
+            ("release 1", "", "release 0, release 1, reload 0, reload 1"),
+            // The call itself gave up.
+            ("release 1", "release 1", "release 0, release 1, reload 0"),
+        ] {
+            let mut fake = Fake::with(&[(0, 0), (1, 0)]);
+            (fake.signal_at, fake.fails) = (at, fails);
+            let (result, log) = run(fake);
+            let why = result.unwrap_err();
+            assert!(why.contains("interrupted by SIGINT"), "{why}");
+            assert!(why.contains("the old module stays"), "{why}");
+            assert_eq!(log, want, "{at}");
+        }
+        for at in ["unload", "load", "reload 0"] {
+            let mut fake = Fake::with(&[(0, 0), (1, 0)]);
+            fake.signal_at = at;
+            let (result, log) = run(fake);
+            assert_eq!(result, Ok(2), "{at}");
+            assert!(log.ends_with("unload, load, reload 0, reload 1"), "{log}");
+        }
+        // Taking it back may fail too: then the next step is named.
+        let mut fake = Fake::with(&[(0, 0), (1, 0)]);
+        (fake.signal_at, fake.fails) = ("release 0", "reload 0");
+        let why = run(fake).0.unwrap_err();
+        assert!(
+            why.contains("interrupted by SIGINT") && why.contains(BOOT),
+            "{why}"
+        );
     }
 
     #[test]

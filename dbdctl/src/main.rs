@@ -13,6 +13,7 @@ mod man;
 mod mounts;
 mod peek;
 mod reload_list;
+mod signals;
 mod stable_name;
 
 use anyhow::{anyhow, Context, Result};
@@ -74,7 +75,8 @@ fn explained(
     minor: u32,
     what: impl FnOnce(&Control) -> Result<(), Errno>,
 ) -> Result<()> {
-    what(control).map_err(|e| anyhow!(explain::call(control, asked, minor, e)))
+    signals::with_size_limit_as_error(|| what(control))
+        .map_err(|e| anyhow!(explain::call(control, asked, minor, e)))
 }
 
 /// As [`call`], and the list knows what became of the device.
