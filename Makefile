@@ -10,7 +10,8 @@ TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
-	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word"
+	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word. LONG=1: at length, for hours;"
+	@echo "                     SLOW=4: on a machine on which everything takes so much longer"
 	@echo "make fuzz FUZZ_SECONDS=600  COW files and private blocks of any content, guided by coverage"
 	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes; KILLS=10: kills"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"

@@ -13,6 +13,7 @@ import argparse
 import glob
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,14 @@ import time
 TOP = "/dattobd"
 TARGET = os.environ.get("DBD_TARGET", "trixie")
 STATE = f"/cache/{TARGET}"
-# A case has 280 s (run-cases) and some more for what it left behind. Without a result after that
-# the VM hangs: a process in uninterruptible sleep outlives its timeout.
-CASE_STALL = 400
+# What a case may take (harness/run-cases), with LONG=1 too, unless its `# timeout:` says otherwise. SLOW: times
+# so much, on a machine where everything takes longer.
+CASE_SECONDS, CASE_SECONDS_LONG = 280, 7200
+LONG = os.environ.get("LONG") == "1"
+SLOW = float(os.environ.get("SLOW") or 1)
+# Some more for what a case left behind. Without a result after that the VM hangs: a process in
+# uninterruptible sleep outlives its timeout.
+CASE_SLACK = 120
 # A failure that a busy machine can cause: a leak shows again. A hang is never repeated, it may be a
 # deadlock that comes only now and then.
 LOAD = re.compile(r": memory grew by \d+ kB \(")
@@ -194,9 +200,9 @@ class Vm:
                     if time.monotonic() > end:
                         qemu.kill()
                         return f"no end within {self.timeout:.0f} s" + self.console_tail()
-                    if self.stall and time.monotonic() > lively + self.stall:
+                    if self.stall and time.monotonic() > lively + self.stall():
                         qemu.kill()
-                        return f"no result for {self.stall} s: it hangs" + self.console_tail()
+                        return f"no result for {self.stall():.0f} s: it hangs" + self.console_tail()
                     if not chunk:
                         time.sleep(0.1)
             errors = qemu.stderr.read().decode(errors="replace")
@@ -236,10 +242,17 @@ def headers_of(path):
     found = {}
     with open(path, encoding="utf-8") as f:
         for line in list(f)[:40]:
-            m = re.match(r"# (vm|params|fault|long): *(.*)", line)
+            m = re.match(r"# (vm|params|fault|timeout): *(.*)", line)
             if m:
                 found[m[1]] = m[2].strip()
     return found
+
+
+def limit_of(name):
+    """Seconds that a case may take: `# timeout: SECONDS [SECONDS WITH LONG=1]`."""
+    found = headers_of(f"{TOP}/tests/vm/cases/{name}").get("timeout", "").split()
+    short = float(found[0]) if found else CASE_SECONDS
+    return (max(float(found[1]) if len(found) > 1 else CASE_SECONDS_LONG, short) if LONG else short) * SLOW
 
 
 def cases(names):
@@ -279,14 +292,19 @@ def run_tests(options):
             one_vm(needs, names)
 
     def one_vm(needs, names):
-        budget = 60 + sum(float(dict(n.split("=", 1) for n in needs.split()).get("timeout", "300"))
-                          for _ in names)
+        limits = {name: limit_of(name) for name in names}
+        budget = 60 + sum(limit + CASE_SLACK for limit in limits.values())
         todo = list(names)
         crashes = 0
         while todo:
-            vm = Vm(needs, "exec /t/harness/run-cases " + " ".join(todo), options.bin,
-                    timeout=budget, stall=CASE_STALL)
             done = []
+
+            def stall(todo=tuple(todo), done=done):
+                return CASE_SLACK + next((limits[n] for n in todo if n not in done), 0)
+
+            told = shlex.quote(" ".join(f"{n}={limits[n]:.0f}" for n in todo))
+            vm = Vm(needs, f"LONG={int(LONG)} LIMITS={told} exec /t/harness/run-cases " + " ".join(todo),
+                    options.bin, timeout=budget, stall=stall)
 
             def show(line):
                 m = RESULT.match(line)
