@@ -159,12 +159,11 @@ impl Device {
                 why
             );
         };
-        if found.sectors.saturating_mul(512) != live.geometry.origin_bytes {
-            say("the device has another size");
-            return Err(EINVAL);
-        }
+        let other_size = found.sectors.saturating_mul(512) != live.geometry.origin_bytes;
         match found.watch {
+            // In our hands whatever comes now: DESTROY ends its protection and deletes it.
             Ok(watch) => file.watch = Some(watch),
+            Err(_) if other_size => {}
             Err(e) if e == ESTALE => {
                 say("the file is gone");
                 return Err(ENOENT);
@@ -173,6 +172,10 @@ impl Device {
                 say("it could not be protected");
                 return Err(e);
             }
+        }
+        if other_size {
+            say("the device has another size");
+            return Err(EINVAL);
         }
         let mut view = this.view.lock();
         (view.unmounted, view.joining) = (false, true);
