@@ -7,6 +7,8 @@ use crate::sys::module;
 /// Least memory for copies of one device: two of the largest writes of copies (1 MiB), so that one
 /// can be filled while the other is written.
 const MIN_COPY_MEMORY: u64 = 2 << 20;
+/// Most: beyond it the table of the copies alone would be too large to allocate, and the kernel warns of that.
+const MAX_COPY_MEMORY: u64 = 4 << 30;
 
 /// Bounds `max_snap_devices` (0 means the default) and makes sysfs show what is used.
 pub(crate) fn settle_max_devices() -> u32 {
@@ -31,7 +33,7 @@ pub(crate) fn fallocate_percentage() -> u32 {
 /// 32 MiB by default: at 500 MB/s of first overwrites that is 60 ms of slack for the COW writes,
 /// and 24 devices together stay below 1 GiB.
 pub(crate) fn copy_memory_max() -> u64 {
-    module::copy_memory_max().max(MIN_COPY_MEMORY)
+    module::copy_memory_max().clamp(MIN_COPY_MEMORY, MAX_COPY_MEMORY)
 }
 
 /// Time between two checkpoints of a device, while there is something to do: how old a mark gets that no
