@@ -235,8 +235,9 @@ fn setup(
         }
         Errno::EOPNOTSUPP => {
             return Some(format!(
-                "{dev} cannot be tracked ({}); the kernel log says why (dmesg | tail)",
-                mount.map_or("unknown filesystem".to_owned(), |m| m.fs)
+                "{dev} cannot be tracked ({}), or not with a COW file at {}; the kernel log says why (dmesg | tail)",
+                mount.map_or("unknown filesystem".to_owned(), |m| m.fs),
+                cow.display()
             ))
         }
         _ => {}
