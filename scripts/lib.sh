@@ -20,6 +20,19 @@ target() {
     STATE=$CACHE/$T_NAME
 }
 
+# for_kernel: which kernel modules are built for: the packaged one or, with DBD_DEBUG=1, the debug kernel. Sets its
+# release, its build directory in the chroot, the arguments of make that name the compiler, and where results go.
+for_kernel() {
+    # shellcheck disable=SC2034  # read by the scripts that source this one
+    if [ "${DBD_DEBUG:-0}" = 1 ]; then
+        KERNEL=$(cat "$STATE/debug-kernel/kernel")
+        BUILD=/cache/$T_NAME/debug-kernel/obj COMPILER=LLVM=-$T_LLVM MODULES=target/module/$T_NAME-debug
+    else
+        KERNEL=$(cat "$STATE/kernel")
+        BUILD=/lib/modules/$KERNEL/build COMPILER=CC=x86_64-linux-gnu-gcc-$T_GCC MODULES=target/module/$T_NAME
+    fi
+}
+
 # locked FILE COMMAND...: one at a time, so that several checkouts can share the cache.
 locked() {
     local lock=$1

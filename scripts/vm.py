@@ -25,11 +25,16 @@ import time
 TOP = "/dattobd"
 TARGET = os.environ.get("DBD_TARGET", "trixie")
 STATE = f"/cache/{TARGET}"
+# Another kernel than the packaged one, on the same root file system: a folder with vmlinuz, initrd.img, kernel
+# (its release) and modules.tar, as scripts/debug-kernel.sh makes one.
+BOOT = os.environ.get("DBD_BOOT")
 # What a case may take (harness/run-cases), with LONG=1 too, unless its `# timeout:` says otherwise. SLOW: times
 # so much, on a machine where everything takes longer.
 CASE_SECONDS, CASE_SECONDS_LONG = 280, 7200
 LONG = os.environ.get("LONG") == "1"
 SLOW = float(os.environ.get("SLOW") or 1)
+# What a kernel that watches itself needs for that.
+DEBUG_MEMORY_MIB = 640
 # Some more for what a case left behind. Without a result after that the VM hangs: a process in
 # uninterruptible sleep outlives its timeout.
 CASE_SLACK = 120
@@ -45,7 +50,7 @@ def say(text):
 
 
 def kernel():
-    with open(f"{STATE}/kernel", encoding="utf-8") as f:
+    with open(f"{BOOT or STATE}/kernel", encoding="utf-8") as f:
         return f.read().strip()
 
 
@@ -118,7 +123,9 @@ class Vm:
             tar.add(f"{TOP}/tests/powercut", "t/powercut")
             tar.add(f"{TOP}/tests/stress", "t/stress") if os.path.isdir(f"{TOP}/tests/stress") else None
             tar.add(f"{TOP}/dist", "t/dist") if os.path.isdir(f"{TOP}/dist") else None
+            tar.add(f"{TOP}/tests/debug", "t/debug")
             tar.add(self.bindir, "t/bin")
+            tar.add(f"{BOOT}/modules.tar", "t/modules.tar") if BOOT else None
             tar.add(command, "t/command")
         # Whole sectors, or the last one would not be readable in the guest.
         with open(path, "ab") as f:
@@ -141,12 +148,13 @@ class Vm:
     def argv(self):
         a = accel()
         # The VM ends with this program, however that ends.
+        memory = (size_of(self.needs.get("mem", "1G")) >> 20) + (DEBUG_MEMORY_MIB if BOOT else 0)
         argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35,sata=off",
                 "-cpu", "host" if a == "kvm" else "max",
-                "-smp", self.needs.get("cpus", "2"), "-m", self.needs.get("mem", "1G"),
+                "-smp", self.needs.get("cpus", "2"), "-m", f"{memory}M",
                 "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
-                "-kernel", f"{STATE}/vmlinuz", "-initrd", f"{STATE}/initrd.img",
-                "-append", "console=ttyS0 panic=-1 oops=panic loglevel=7 printk.time=1 "
+                "-kernel", f"{BOOT or STATE}/vmlinuz", "-initrd", f"{BOOT or STATE}/initrd.img",
+                "-append", f"console=ttyS0 panic=-1 oops=panic loglevel=7 printk.time=1 dbd_slow={max(SLOW, 1):.0f} "
                 + self.needs.get("append", "").replace("+", " ") + " " + self.append,
                 "-serial", f"file:{self.work}/console.txt",
                 "-serial", f"file:{self.work}/out.txt",
@@ -303,7 +311,7 @@ def run_tests(options):
                 return CASE_SLACK + next((limits[n] for n in todo if n not in done), 0)
 
             told = shlex.quote(" ".join(f"{n}={limits[n]:.0f}" for n in todo))
-            vm = Vm(needs, f"LONG={int(LONG)} LIMITS={told} exec /t/harness/run-cases " + " ".join(todo),
+            vm = Vm(needs, f"LONG={int(LONG)} SLOW={max(SLOW, 1):.0f} LIMITS={told} exec /t/harness/run-cases " + " ".join(todo),
                     options.bin, timeout=budget, stall=stall)
 
             def show(line):
