@@ -19,6 +19,8 @@ help:
 	@echo "make stress          hours under load, errors, memory pressure and hostile callers (HOURS=1); goes on where"
 	@echo "                     it was stopped. ONLY=s4 SEED=7 COUNT=100 ROUNDS=1 FRESH=1: one program, again"
 	@echo "make test-stress     a few minutes of it, in make test"
+	@echo "make bench           ratios to the bare device, beside dm-snapshot, dm-thin and dm-era: docs/benchmarks. Goes on where"
+	@echo "                     it was stopped. QUICK=1: ten minutes instead of ninety, report in target/bench/quick; FRESH=1"
 	@echo "make module          build the module for the packaged target kernel"
 	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
 	@echo "                     build it for this machine's kernel, in place"
@@ -109,6 +111,12 @@ stress: stress-ready
 	@scripts/stress.sh $(if $(HOURS),--hours $(HOURS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(STRESS_FLAGS)
 test-stress: stress-ready
 	@scripts/stress.sh --short $(STRESS_FLAGS)
+
+# What the engine costs (tests/bench).
+.PHONY: bench
+bench: module tools
+	@scripts/build-test-modules.sh $(FIRST) && scripts/stage-modules.sh $(FIRST) && scripts/vm-image.sh $(FIRST)
+	@scripts/bench.sh $(if $(QUICK),--quick) $(if $(FRESH),--fresh) $(BENCH_FLAGS)
 
 PREFIX ?= /usr/local
 install:

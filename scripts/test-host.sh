@@ -12,6 +12,7 @@ in_chroot env RUSTFLAGS= bash -euc '
     cargo test --locked --workspace --target-dir "$dir"
     RUSTFLAGS="--cfg loom" cargo test --locked -p cow-logic --release --test loom_claims --test loom_regions \
         --target-dir "$dir/loom"
+    python3 tests/bench/test_results.py --quiet
 ' test "$T_NAME"
 "$TOP/tests/host/fuzz.sh" "$T_NAME" 10
 if [ -x "$TOP/tests/host/miri.sh" ]; then "$TOP/tests/host/miri.sh"; fi

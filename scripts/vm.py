@@ -5,7 +5,7 @@
 Runs inside the build chroot (scripts/vm.sh enters it). QEMU's own facilities are enough here:
 virtme-ng wants 9p or virtiofs, which Debian's cloud kernels and Debian 12 lack.
 
-    vm.py run [--mem 1G] [--cpus 2] [--disk 1G[:lbs=4096]]... [--append ...] COMMAND...
+    vm.py run [--mem 1G] [--cpus 2] [--disk 1G[:lbs=4096][:memory=full|sparse]]... [--icount] [--append ...] COMMAND...
     vm.py test [--faults] [NAME...]
 """
 
@@ -91,7 +91,7 @@ def size_of(text):
 
 def sweep():
     """Removes what runs left behind that were killed. No VM runs for a day."""
-    for work in glob.glob("/cache/vm-*/"):
+    for work in glob.glob("/cache/vm-*/") + glob.glob("/dev/shm/dattobd-vm-*/"):
         if time.time() - os.stat(work).st_mtime > 86400:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -107,6 +107,7 @@ class Vm:
         self.timeout = timeout or float(self.needs.get("timeout", "900"))
         self.stall = stall
         self.work = tempfile.mkdtemp(prefix="vm-", dir="/cache")
+        self.memory = None
         self.crashed = False
         self.booted = False
         self.results = os.path.join(self.work, "results")
@@ -122,6 +123,7 @@ class Vm:
             tar.add(f"{TOP}/tests/demo", "t/demo") if os.path.isdir(f"{TOP}/tests/demo") else None
             tar.add(f"{TOP}/tests/powercut", "t/powercut")
             tar.add(f"{TOP}/tests/stress", "t/stress") if os.path.isdir(f"{TOP}/tests/stress") else None
+            tar.add(f"{TOP}/tests/bench/guest", "t/bench")
             tar.add(f"{TOP}/dist", "t/dist") if os.path.isdir(f"{TOP}/dist") else None
             tar.add(f"{TOP}/tests/debug", "t/debug")
             tar.add(self.bindir, "t/bin")
@@ -140,18 +142,35 @@ class Vm:
                 path, snapshot = options["image"], "on"
             else:
                 path, snapshot = os.path.join(self.work, f"disk{i}.img"), "off"
+                if options.get("memory"):
+                    path = os.path.join(self._memory(), f"disk{i}.img")
                 with open(path, "wb") as f:
                     f.truncate(size_of(size) + int(options.get("odd", "0")))
+                    if options.get("memory") == "full":
+                        os.posix_fallocate(f.fileno(), 0, size_of(size))
             lbs = options.get("lbs", "512")
-            yield path, snapshot, f"logical_block_size={lbs},physical_block_size={lbs}"
+            # Zeroes take no memory on a sparse disk in it.
+            zeroes = "unmap" if options.get("memory") == "sparse" else "off"
+            yield path, snapshot, f"logical_block_size={lbs},physical_block_size={lbs}", zeroes
+
+    def _memory(self):
+        """A folder in memory, for disks whose speed must not depend on the host's disks."""
+        if not self.memory:
+            self.memory = tempfile.mkdtemp(prefix="dattobd-vm-", dir="/dev/shm")
+        return self.memory
 
     def argv(self):
         a = accel()
+        cpu, icount = "host" if a == "kvm" else "max", []
+        if self.needs.get("icount"):
+            # A nanosecond of the guest's time for each instruction. Only TCG counts, and only with one thread.
+            a, cpu, icount = "tcg,thread=single", "max", ["-icount", "shift=0,sleep=off"]
+            # Without ERMS and FSRM the kernel copies eight bytes with an instruction instead of one.
+            cpu += ",-erms,-fsrm"
         # The VM ends with this program, however that ends.
         memory = (size_of(self.needs.get("mem", "1G")) >> 20) + (DEBUG_MEMORY_MIB if BOOT else 0)
         argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35,sata=off",
-                "-cpu", "host" if a == "kvm" else "max",
-                "-smp", self.needs.get("cpus", "2"), "-m", f"{memory}M",
+                "-cpu", cpu, *icount, "-smp", self.needs.get("cpus", "2"), "-m", f"{memory}M",
                 "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
                 "-kernel", f"{BOOT or STATE}/vmlinuz", "-initrd", f"{BOOT or STATE}/initrd.img",
                 "-append", f"console=ttyS0 panic=-1 oops=panic loglevel=7 printk.time=1 dbd_slow={max(SLOW, 1):.0f} "
@@ -161,15 +180,15 @@ class Vm:
                 "-device", "virtio-rng-pci"]
         n = 0
 
-        def drive(path, device, snapshot="off", extra=""):
+        def drive(path, device, snapshot="off", extra="", zeroes="off"):
             nonlocal n
             argv.extend(["-drive", f"if=none,id=d{n},file={path},format=raw,cache=unsafe,"
-                         f"discard=unmap,detect-zeroes=off,snapshot={snapshot}" + extra,
+                         f"discard=unmap,detect-zeroes={zeroes},snapshot={snapshot}" + extra,
                          "-device", f"virtio-blk-pci,drive=d{n}{device}"])
             n += 1
 
-        for path, snapshot, device in self._disks():
-            drive(path, "," + device, snapshot)
+        for path, snapshot, device, zeroes in self._disks():
+            drive(path, "," + device, snapshot, zeroes=zeroes)
         drive(f"{STATE}/root.img", ",serial=dbdroot", "off", ",readonly=on")
         drive(self._input(), ",serial=dbdin", "off", ",readonly=on")
         out = os.path.join(self.work, "out.tar")
@@ -195,6 +214,10 @@ class Vm:
                     rest += chunk.replace("\r\n", "\n")
                     *lines, rest = rest.split("\n")
                     self.booted = self.booted or bool(lines)
+                    if self.booted and self.memory:
+                        # QEMU has its disks open: they go when it goes, however this program ends.
+                        shutil.rmtree(self.memory, ignore_errors=True)
+                        self.memory = None
                     for line in lines:
                         m = re.fullmatch(r"dattobd-vm-exit (\d+)", line.strip("\r"))
                         if m:
@@ -243,6 +266,8 @@ class Vm:
                     shutil.copy(src, keep_to)
             shutil.copytree(self.results, os.path.join(keep_to, "results"), dirs_exist_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
+        if self.memory:
+            shutil.rmtree(self.memory, ignore_errors=True)
 
 
 def headers_of(path):
@@ -362,6 +387,8 @@ def run_tests(options):
 
 def run_command(options):
     needs = f"mem={options.mem} cpus={options.cpus} disks=" + ",".join(options.disk)
+    if options.icount:
+        needs += " icount=1"
     vm = Vm(needs, " ".join(options.command), options.bin, options.append, options.timeout)
     status = vm.run(say)
     if isinstance(status, str):
@@ -384,6 +411,7 @@ def main():
     run.add_argument("--cpus", default="2")
     run.add_argument("--disk", action="append", default=[])
     run.add_argument("--append", default="")
+    run.add_argument("--icount", action="store_true", help="one CPU that executes an instruction each nanosecond")
     run.add_argument("--timeout", type=float, default=600)
     run.add_argument("--keep", help="folder for console.txt, out.txt and /results")
     run.add_argument("command", nargs=argparse.REMAINDER)

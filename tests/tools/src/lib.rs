@@ -6,6 +6,7 @@
 //! here shares code with the module or with the tools, the ABI crate aside, so that a mistake
 //! there cannot hide itself; but for [`flush_points`], which puts the module's own code to the test.
 
+pub mod clock;
 pub mod cmp;
 pub mod control;
 pub mod cow;
@@ -21,6 +22,7 @@ pub mod hog;
 pub mod mark;
 pub mod race;
 pub mod raw;
+pub mod rewrite;
 pub mod rng;
 pub mod stamp;
 pub mod sys;

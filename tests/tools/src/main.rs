@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand};
 use ioctl_abi::ioctl as abi;
 use test_tools::extents::{Blocks, Skip};
 use test_tools::{
-    cmp, control, cow, extents, files, finding, flush_points, fsx, fuzz, hammer, hog, mark, race,
-    raw, stamp, sys, wipe,
+    clock, cmp, control, cow, extents, files, finding, flush_points, fsx, fuzz, hammer, hog, mark,
+    race, raw, rewrite, stamp, sys, wipe,
 };
 
 #[derive(Parser)]
@@ -191,6 +191,26 @@ enum Command {
     },
     /// Check what loads from a recorded disk at each of its flushes; exit 1 if anything is missed
     FlushPoints(flush_points::Options),
+    /// Use all time that nobody else wants, and count it in a file
+    Spin {
+        /// File of eight bytes or more
+        file: PathBuf,
+    },
+    /// Print the time in ns, ticks and idle ticks; with --drain once more when no copy is under way
+    Clock {
+        /// The file of `spin`; without it no idle ticks are counted
+        file: Option<PathBuf>,
+        /// Wait until all copies of this minor are in the COW file
+        #[arg(long)]
+        drain: Option<u32>,
+    },
+    /// Write blocks of a device anew with the content that they have
+    Rewrite(rewrite::Options),
+    /// Freeze a filesystem and thaw it; print how long that took, in nanoseconds
+    Freeze {
+        /// Mount point
+        mount: PathBuf,
+    },
     /// Print where a file lies on its device, in blocks
     Places {
         /// File
@@ -343,6 +363,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::SecureErase { device, start, len } => {
             sys::secure_erase(&sys::open_write(&device, 0)?, start, len)?;
         }
+        Command::Rewrite(o) => rewrite::run(&o)?,
+        Command::Freeze { mount } => println!("{}", clock::freeze(&mount)?),
+        Command::Spin { file } => clock::spin(&file)?,
+        Command::Clock { file, drain } => clock::print(file.as_deref(), drain)?,
         Command::FlushPoints(o) => return Ok(verdict(flush_points::run(&o)?)),
         Command::Places { file } => {
             let mut out = Blocks::default();

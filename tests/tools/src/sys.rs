@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use nix::libc;
@@ -99,6 +100,19 @@ pub fn secure_erase(file: &File, start: u64, len: u64) -> io::Result<()> {
 /// Writes zeroes to a byte range of a block device, by the device's own command where it has one.
 pub fn zero_out(file: &File, start: u64, len: u64) -> io::Result<()> {
     range_ioctl(file, BLKZEROOUT, start, len)
+}
+
+const FIFREEZE: u32 = 0xc004_5877;
+const FITHAW: u32 = 0xc004_5878;
+
+/// Freezes the filesystem that the directory is on.
+pub fn freeze(dir: &File) -> io::Result<()> {
+    ioctl_word(dir, FIFREEZE, 0).map_err(io::Error::from_raw_os_error)
+}
+
+/// Thaws it.
+pub fn thaw(dir: &File) -> io::Result<()> {
+    ioctl_word(dir, FITHAW, 0).map_err(io::Error::from_raw_os_error)
 }
 
 /// `fallocate` with `FALLOC_FL_*`.
@@ -407,3 +421,55 @@ macro_rules! plain {
     };
 }
 pub(crate) use plain;
+
+/// The processor's time stamp counter. Where QEMU counts instructions, this is their number.
+pub fn ticks() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and it touches no memory.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// Lets the calling thread run only when nothing else wants to.
+pub fn run_only_when_idle() -> Result<()> {
+    let p = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads the struct that the pointer points to.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &p) } < 0 {
+        return Err(io::Error::last_os_error()).context("SCHED_IDLE");
+    }
+    Ok(())
+}
+
+/// A number in a file that several processes have mapped.
+pub struct SharedCounter(&'static AtomicU64);
+
+impl SharedCounter {
+    /// Maps the first eight bytes of the file, which stays mapped until the process ends.
+    pub fn new(file: &File) -> Result<Self> {
+        anyhow::ensure!(size_of(file)? >= 8, "the counter's file is too short");
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                8,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).context("mmap");
+        }
+        // SAFETY: mapped for good, page-aligned, and used by everybody as an atomic only.
+        Ok(Self(unsafe { &*at.cast::<AtomicU64>() }))
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Changes its value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}

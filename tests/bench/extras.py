@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The figures beside the agreed loads: other loads, times of operations, memory, update-img."""
+
+import results
+
+
+def number(v):
+    return f"{v:.0f}" if v >= 100 else f"{v:.1f}" if v >= 10 else f"{v:.2f}"
+
+
+def spread(v):
+    middle, least, most = v
+    return number(middle) + ("" if most - least < 0.02 * middle else f" ({number(least)} to {number(most)})")
+
+
+def ratio(r):
+    return f"{r['ratio']:.3f}" + ("" if r["max"] - r["min"] < 0.005 else f" ({r['min']:.2f} to {r['max']:.2f})")
+
+
+def other_loads(table):
+    """Ratios of loads that are not among the agreed ones."""
+    found = {}
+    for r in table:
+        if r["load"] not in results.LOADS:
+            found.setdefault((r["load"], r["subject"]), {})[r["by"]] = r
+    lines = ["| load | subject | by instructions | by the clock of that VM | by wall time |", "|---|---|---|---|---|"]
+    for (load, subject), by in sorted(found.items()):
+        cells = [ratio(by[b]) if b in by else "-" for b in ("instructions", results.CLOCK, "wall")]
+        lines.append(f"| {load} | {subject} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if found else ""
+
+
+def by_size(figures):
+    """Operations by size of the device and share that has changed."""
+    columns = sorted({(gib, percent) for _, gib, percent, _ in figures if gib is not None and percent is not None})
+    names = list(dict.fromkeys(what for what, gib, percent, _ in figures if gib is not None and percent is not None))
+    lines = ["| | " + " | ".join(f"{gib} GiB, {percent} %" for gib, percent in columns) + " |",
+             "|---" * (len(columns) + 1) + "|"]
+    for what in names:
+        cells = [figures.get((what, gib, percent, "wall")) for gib, percent in columns]
+        lines.append(f"| {what} | " + " | ".join(spread(c) if c else "-" for c in cells) + " |")
+    return "\n".join(lines) if columns else ""
+
+
+def plain(figures, of_a_size):
+    """Figures without a size, or of a device of a size as a whole."""
+    lines = []
+    for what, gib, percent, _ in list(dict.fromkeys((w, g, p, "") for w, g, p, _ in figures)):
+        if percent is None and (gib is not None) == of_a_size:
+            cells = [figures.get((what, gib, percent, by)) for by in ("instructions", "wall")]
+            size = f" ({gib} GiB)" if gib is not None else ""
+            lines.append(f"| {what}{size} | " + " | ".join(spread(c) if c else "-" for c in cells) + " |")
+    head = ["| | VM that counts instructions | VM with wall time |", "|---|---|---|"]
+    return "\n".join(head + lines) if lines else ""
+
+
+def sections(table, measurements):
+    """All of it as text; parts that were not measured are left out."""
+    figures = results.figures(measurements)
+    out = []
+    for title, words, body in (
+            ("Other loads", OTHER, other_loads(table)),
+            ("Operations", OPERATIONS, by_size(figures)),
+            ("Maps of a device without an untouched part", "", plain(figures, True)),
+            ("Memory for changed blocks, and update-img", PLAIN, plain(figures, False))):
+        if body:
+            out.append(f"\n## {title}\n\n" + (words + "\n\n" if words else "") + body + "\n")
+    return "".join(out)
+
+
+OTHER = """`first-touch`: a block in each region of 4 MiB, one after the other: each waits for its region's mark to be on disk.
+`snapread-seq-every-other`: the snapshot read in pieces of 1 MiB with every other block changed. `randread-untracked`: reads of a disk that
+is not tracked, with the module loaded, and with another disk tracked. `randwrite-qd32-cache`: first overwrites in random order,
+with the default limit of the index of copies and with a tenth of what it has used (`-c`; at least 64 KiB)."""
+
+OPERATIONS = """Wall time. Sparse disks in memory; changes are made with write-zeroes, so many percent before each operation. "-": left out,
+as the copies (10 % of 1 TiB) would take longer than all the rest. `fsfreeze`: freeze and thaw of the same filesystem before it is tracked,
+with as much to write back."""
+
+PLAIN = """In the VM that counts instructions a second is 10⁹ of them, waiting included; requests take 10 microseconds there."""

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The words of docs/benchmarks/README.md."""
+
+# What bounds a figure that misses its target. Shown only where it does. The key may name the way of measuring.
+BOUNDS = {
+}
+
+README = """# Benchmarks
+
+Made by `make bench`; do not edit. Figures as data: `latest.json`. A ratio is what the bare device takes, measured just
+before and just after in the same VM, divided by what the subject takes: 1.00 is as fast as the bare device, 0.50 half as fast.
+
+| | |
+|---|---|
+{facts}
+
+## By instructions
+
+![ratios](ratios.svg)
+
+What the processor has to do for a request, all of it: submitter, work items, interrupts, copies until they are
+drained. Repeatable to a few tenths of a percent, whatever else the host does.
+
+{instructions}
+
+## By the clock of the VM that counts instructions
+
+The time that the same measurements took there: one CPU that executes an instruction each nanosecond, disks that answer after ten
+microseconds. Other than the wall time below it repeats itself.
+
+{clock}
+
+## By wall time
+
+{wall}
+
+Median of the repetitions, least and greatest in brackets where they differ. **Bold**: the target is missed. A `?`: in some repetition
+the bare device differed by more than 15 % before and after, three times in a row: the host was busy with something else.
+
+## Targets that are missed
+
+{misses}
+
+## Latency of writes
+
+p50 / p99 / p99.9 in microseconds, wall time, medians of the repetitions.
+
+{latencies}
+{extras}
+## The bare device
+
+| load | microseconds a request | instructions a request |
+|---|---|---|
+{bare}
+
+## Method
+
+* **Loads**, by fio, direct I/O, on a file of ext4 (4 KiB blocks) that was written once before: `randwrite-qd1` and
+  `randwrite-qd32` (4 KiB), `seqwrite` (1 MiB, four under way), `randread` (4 KiB, 32 under way), all of which touch each block of
+  the file once in a pass. `snapread-seq` (1 MiB, four under way) and `snapread-rand` (4 KiB, 32 under way) read the snapshot
+  device where the file lies, with nothing changed; `snapread-seq-half` with every other MiB changed,
+  `snapread-seq-every-other` with every other block changed. These are compared with reads of the same part of the bare device.
+* **Subjects.** `incremental`: tracked, no snapshot. `snapshot-first`: first overwrites of a snapshot just taken; for
+  reads, a snapshot with nothing (or what the load says) overwritten. `snapshot-rewrite`: blocks whose old data is preserved
+  already. The crash-safe log is on. Regions are marked: each region of 4 MiB is touched before a load; the first touch is a row of its own.
+  `dm-snapshot-4k`, `dm-snapshot-64k`: persistent, chunks of 4 and 64 KiB, copies on a second disk. `dm-thin`: a thin volume with a
+  snapshot, blocks of 64 KiB, metadata on a second disk. `dm-era`: blocks of 4 KiB, metadata on a second disk. Writes to them are
+  first ones: of a new snapshot, in a new era.
+* **Bare device**: the same filesystem and file, the module not loaded, no device mapper. What was measured between two of
+  its measurements that differ by more than 15 % is repeated, twice at most.
+* **Disks are in memory**, as first overwrites turn one write into a read and two writes: the ratios only mean something when a read
+  costs no more than a write.
+  *By wall time* they are virtio disks whose images lie in the host's memory, allocated beforehand, so that the disk's
+  work is not the VM's. First overwrites by `seqwrite` are timed until the last copy is in the COW file.
+  *By instructions* they are those of `tests/kmod/dbd_benchdisk.c`: a request completes by an interrupt, 10 microseconds (and 0.1 for
+  each KiB) later. A real disk moves the data itself, so what that driver takes for moving data is taken off.
+* **Instructions** are counted by QEMU (`-icount shift=0,sleep=off`): one CPU, one instruction each nanosecond. A process
+  that runs only when nothing else wants to counts the time that nobody uses, exact to some ten instructions for each interruption
+  (`tests/tools/src/clock.rs`). Everything else counts, until the last copy is in the COW file. fio's start and end do not.
+* **One VM** has the bare device and the subjects side by side. Each repetition is a new boot.
+
+Left out, as they have no meaning:
+
+| load | subject | reason |
+|---|---|---|
+{left}
+"""
