@@ -6,7 +6,7 @@ EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 
-.PHONY: help demo test test-host fuzz test-vm test-powercut test-debian test-stress powercut stress build-every module tools setup install deb bundle clean distclean
+.PHONY: help demo test test-host fuzz test-vm test-powercut test-debian test-stress test-debug powercut stress build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
 	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
@@ -21,6 +21,9 @@ help:
 	@echo "make test-stress     a few minutes of it, in make test"
 	@echo "make bench           ratios to the bare device, beside dm-snapshot, dm-thin and dm-era: docs/benchmarks. Goes on where"
 	@echo "                     it was stopped. QUICK=1: ten minutes instead of ninety, report in target/bench/quick; FRESH=1"
+	@echo "make test-debug      all cases and the short stress programs on a kernel with KASAN, lockdep, kmemleak and more,"
+	@echo "                     which is built first: hours, not in make test. Goes on where it was stopped."
+	@echo "                     ONLY=\"d1 t18\" JOBS=2 SLOW=6 SEED=7 FRESH=1"
 	@echo "make module          build the module for the packaged target kernel"
 	@echo "make module KDIR=/lib/modules/\$$(uname -r)/build"
 	@echo "                     build it for this machine's kernel, in place"
@@ -117,6 +120,12 @@ test-stress: stress-ready
 bench: module tools
 	@scripts/build-test-modules.sh $(FIRST) && scripts/stage-modules.sh $(FIRST) && scripts/vm-image.sh $(FIRST)
 	@scripts/bench.sh $(if $(QUICK),--quick) $(if $(FRESH),--fresh) $(BENCH_FLAGS)
+
+# Everything once on a kernel that watches itself (tests/debug). Not in `make test`: the kernel alone takes half an
+# hour to build, and everything runs ten times as long on it.
+test-debug: tools
+	@scripts/test-debug.sh $(FIRST) --seed $(SEED) $(if $(FRESH),--fresh) $(if $(SLOW),--slow $(SLOW)) \
+	    $(if $(JOBS),--jobs $(JOBS)) $(ONLY)
 
 PREFIX ?= /usr/local
 install:

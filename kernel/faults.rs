@@ -4,7 +4,8 @@
 //! Only a build with `TEST_FAULTS=1` (`--cfg dattobd_test_faults`) can misbehave; in every other
 //! build [`active`] is a constant `false` and the branches vanish.
 
-/// A deliberate defect. The names are those of the module parameter `test_fault`.
+/// A deliberate defect. The names are those of the module parameter `test_fault`. Its numbers from 101 on are
+/// others: what only a debug kernel can see (`sys/defects.rs`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(dattobd_test_faults), allow(dead_code, reason = "constructed in every build, compared only in test builds"))]
 pub(crate) enum Fault {

@@ -68,6 +68,9 @@ static int dbd_fault_set(const char *val, const struct kernel_param *kp)
 	unsigned int number;
 	int n = sysfs_match_string(dbd_fault_names, val);
 
+	/* Happens now, once: kernel/sys/defects.rs. */
+	if (n < 0 && !kstrtouint(val, 0, &number) && number > 100)
+		return dbd_plant_defect(number);
 	if (n < 0 && !kstrtouint(val, 0, &number) && number < ARRAY_SIZE(dbd_fault_names))
 		n = number;
 	if (n < 0)

@@ -28,5 +28,8 @@ int dbd_watch_hibernation(void);
 void dbd_unwatch_hibernation(void);
 int dbd_watch_shutdown(void (*call)(void *arg), void *arg);
 void dbd_unwatch_shutdown(void);
+#ifdef DATTOBD_TEST_FAULTS
+int dbd_plant_defect(unsigned int number);
+#endif
 
 #endif

@@ -7,6 +7,8 @@ pub(crate) mod bio;
 pub(crate) mod bio_pool;
 pub(crate) mod block_device;
 pub(crate) mod control_queue;
+#[cfg(dattobd_test_faults)]
+mod defects;
 pub(crate) mod delayed;
 pub(crate) mod disk;
 pub(crate) mod errno;

@@ -5,7 +5,6 @@
 # how long it goes on (its header: `# count: SHORT LONG`). What it has done it counts with `counted`.
 . /t/cases/lib.sh
 SEED=${SEED:-1}
-SLOW=${SLOW:-1}                 # all time limits times so much
 COUNT=${COUNT:?a stress program sets its COUNT}
 ME=$(basename "$0")
 say "SEED=$SEED COUNT=$COUNT $ME"
@@ -43,7 +42,7 @@ nap() { local n=$((RANDOM % $1)); sleep "$((n / 1000)).$(printf %03d $((n % 1000
 
 # in_time SECONDS COMMAND...: what does not end has hung.
 in_time() {
-    local seconds=$(($1 * SLOW)) status=0
+    local seconds=$1 status=0
     shift
     timeout -k 5 "$seconds" "$@" || status=$?
     [ $status != 124 ] && [ $status != 137 ] || fail "hangs: $*"

@@ -51,6 +51,7 @@ def programs(only):
 
 class Job:
     """One program with one seed."""
+    folder = "stress"
 
     def __init__(self, name, seed, count):
         self.name, self.seed, self.count = name, seed, count
@@ -59,8 +60,14 @@ class Job:
     def key(self):
         return f"{self.name} {self.seed} {self.count}"
 
+    def again(self):
+        return f"make stress ONLY={self.name} SEED={self.seed} COUNT={self.count} ROUNDS=1 FRESH=1"
+
 
 class Run:
+    """The runs of a list of jobs. tests/debug/run.py makes its own of it."""
+    append = ""                                 # to the kernel's command line
+
     def __init__(self, options):
         self.o = options
         os.makedirs(options.work, exist_ok=True)
@@ -68,14 +75,23 @@ class Run:
         self.lock = threading.Lock()
         self.passed, self.failed, self.skipped = [], [], []
         self.counts = {}
+        self.tools = [os.path.join(options.bin, n)
+                      for n in ("dattobd.ko", "dattobd-faults.ko", "dbdctl", "dbdtest", "update-img")]
+        self.digest = self.digest_of(self.tools + sorted(os.path.join(HERE, n) for n in os.listdir(HERE))) \
+            + (f"-fault{options.fault}" if options.fault else "")
+
+    @staticmethod
+    def digest_of(paths):
         h = hashlib.sha256()
-        tools = [os.path.join(options.bin, n)
-                 for n in ("dattobd.ko", "dattobd-faults.ko", "dbdctl", "dbdtest", "update-img")]
-        for path in tools + sorted(os.path.join(HERE, n) for n in os.listdir(HERE)):
+        for path in paths:
             if os.path.isfile(path):
                 with open(path, "rb") as f:
                     h.update(f.read())
-        self.digest = h.hexdigest()[:16] + (f"-fault{options.fault}" if options.fault else "")
+        return h.hexdigest()[:16]
+
+    def job_digest(self, _job):
+        """A result counts for what has the same one."""
+        return self.digest
 
     def jobs(self):
         """All that is to be run. A round has every program, so that a run cut short has seen each."""
@@ -104,8 +120,7 @@ class Run:
             with open(self.results, encoding="utf-8") as f:
                 for line in f:
                     r = json.loads(line)
-                    if r["digest"] == self.digest:
-                        found[r["key"]] = r
+                    found[r["key"], r["digest"]] = r
         except (OSError, ValueError, KeyError):
             pass
         return found
@@ -115,17 +130,31 @@ class Run:
         for k, n in counts.items():
             self.counts[k] = self.counts.get(k, 0) + n
 
+    def limit_of(self, _job):
+        """Seconds that it may take."""
+        return (300 if self.o.short else self.o.limit) * self.o.slow
+
+    @staticmethod
+    def verdict_of(job, lines, _console):
+        """PASS, FAIL, SKIP; None: there is none."""
+        found = None
+        for line in lines:
+            m = RESULT.match(line)
+            if m and m[2] == job.name:
+                found = m[1]
+        return found
+
     def run_job(self, job):
         """Runs it, once more where the result says as much about a busy machine as about us."""
         needs = job.headers.get("vm", vm.DEFAULT_NEEDS)
-        limit = int((300 if self.o.short else self.o.limit) * self.o.slow)
+        limit = int(self.limit_of(job))
         fault = f"FAULT={self.o.fault} " if self.o.fault else ""
-        command = (f"{fault}SLOW={self.o.slow} SEED={job.seed} COUNT={job.count} CASE_DIR=stress CASE_TIMEOUT={limit} "
-                   f"exec /t/harness/run-cases {job.name}")
+        command = (f"{fault}SLOW={self.o.slow} SEED={job.seed} COUNT={job.count} CASE_DIR={job.folder} "
+                   f"CASE_TIMEOUT={limit} exec /t/harness/run-cases {job.name}")
         again = crashes = 0
         while True:
-            machine = vm.Vm(needs, command, self.o.bin, timeout=limit + 180 * self.o.slow)
-            lines, verdict = [], None
+            machine = vm.Vm(needs, command, self.o.bin, self.append, timeout=limit + 180 * self.o.slow)
+            lines = []
 
             def show(line):
                 lines.append(line)
@@ -133,10 +162,7 @@ class Run:
             started = time.monotonic()
             status = machine.run(show)
             seconds = time.monotonic() - started
-            for line in lines:
-                m = RESULT.match(line)
-                if m and m[2] == job.name:
-                    verdict = m[1]
+            verdict = self.verdict_of(job, lines, machine.console_tail(1000))
             counts = self.read_counts(machine.results)
             crashed, booted = machine.crashed, machine.booted
             machine.clean(os.path.join(self.o.work, "logs", job.key().replace(" ", "-")))
@@ -158,13 +184,12 @@ class Run:
             shown = " ".join(f"{k}={n}" for k, n in sorted(counts.items()))
             if verdict == "FAIL":
                 say("\n".join(lines))
-                say(f"FAIL {job.key()} ({seconds:.0f} s). Again: make stress ONLY={job.name} SEED={job.seed} "
-                    f"COUNT={job.count} ROUNDS=1 FRESH=1")
+                say(f"FAIL {job.key()} ({seconds:.0f} s). Again: {job.again()}")
             else:
                 say(f"{verdict} {job.key()} ({seconds:.0f} s) {shown}")
             self.add(job, verdict, counts)
             with open(self.results, "a", encoding="utf-8") as f:
-                f.write(json.dumps({"key": job.key(), "digest": self.digest, "verdict": verdict,
+                f.write(json.dumps({"key": job.key(), "digest": self.job_digest(job), "verdict": verdict,
                                     "seconds": round(seconds), "counts": counts}) + "\n")
 
     def tell(self, text):
@@ -183,13 +208,17 @@ class Run:
             pass
         return counts
 
+    def last_line(self):
+        return f"{len(self.passed)} passed, {len(self.failed)} failed" \
+            + (f", {len(self.skipped)} skipped" if self.skipped else "")
+
     def run(self):
         started = time.monotonic()
         jobs = self.jobs()
         before = {} if self.o.short else self.done_before()
         todo = []
         for job in jobs:
-            r = before.get(job.key())
+            r = before.get((job.key(), self.job_digest(job)))
             # What has failed is looked at again.
             if r and r["verdict"] != "FAIL":
                 self.add(job, r["verdict"], r["counts"])
@@ -197,7 +226,7 @@ class Run:
                 todo.append(job)
         if len(todo) < len(jobs):
             say(f"{len(jobs) - len(todo)} of {len(jobs)} were run before")
-        say(f"stress: {len(todo)} programs to run, seed {self.o.seed}, on {vm.kernel()}")
+        say(f"{len(todo)} programs to run, seed {self.o.seed}, on {vm.kernel()}")
 
         def lane():
             while True:
@@ -218,8 +247,7 @@ class Run:
                        "failed": sorted(self.failed), "counts": self.counts}, f, indent=1)
         for key in self.failed:
             say(f"failed: {key}")
-        say(f"{len(self.passed)} passed, {len(self.failed)} failed"
-            + (f", {len(self.skipped)} skipped" if self.skipped else ""))
+        say(self.last_line())
         return 1 if self.failed or not self.passed else 0
 
 

@@ -10,6 +10,7 @@ M=/mnt/origin                   # where the origin is mounted
 S=/mnt/scratch                  # room for images, on a disk of its own
 W=/run/case                     # model logs and small files, in memory
 LONG=${LONG:-0}                 # 1: take the time that a night has
+SLOW=${SLOW:-1}                 # all time limits times so much
 EXPECT=${EXPECT:-}
 
 say() { printf '[%6.1f] %s\n' "$(cut -d' ' -f1 /proc/uptime)" "$*"; }
@@ -35,6 +36,18 @@ cleanup() {
 
 # The minors in use.
 minors() { sed -n 's/.*"minor": \([0-9]*\),*/\1/p' /proc/datto-info; }
+
+# timeout [-k SECONDS] SECONDS COMMAND...: as the program of that name, with more time where all takes longer.
+timeout() {
+    local kill=() seconds
+    if [ "$1" = -k ]; then
+        kill=(-k "$2")
+        shift 2
+    fi
+    seconds=$(($1 * SLOW))
+    shift
+    command timeout "${kill[@]}" $seconds "$@"
+}
 
 # check NAME COMMAND...: a check that a counter-case may expect to fail. Exit code 1 is a finding; any
 # other means that the check itself did not work, which proves nothing.
@@ -84,7 +97,7 @@ is_state() {
 # wait_state MINOR STATE: it comes within a moment.
 wait_state() {
     local n
-    for n in $(seq 100); do
+    for n in $(seq $((100 * SLOW))); do
         [ "$(info "$1" state)" != "$2" ] || return 0
         sleep 0.1
     done
