@@ -372,12 +372,14 @@ impl Device {
         self.step("freezing the filesystem");
         let frozen = file.freeze()?;
         let switched = self.switch(tracker, point.first);
+        let settled = if switched.is_ok() { tracker.settle_point() } else { Ok(()) };
         let held = frozen.thaw();
         // Probes that still saw the epoch before the point have finished when this has waited; then
         // the bios that they let pass are drained. Until both are done, writes are entered in both
         // maps.
         self.step("thawed; waiting for writes from before the point");
         drop(switched?.wait());
+        settled?;
         tracker.drain_point();
         if let Some(settled) = point.settled {
             drop(self.switch(tracker, settled)?.wait());

@@ -2,6 +2,8 @@
 /* See shim.h. Every function here wraps one inline function or macro of the kernel. */
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/part_stat.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
 
 #include "shim.h"
@@ -71,23 +73,51 @@ void dbd_disk_reopen(struct gendisk *disk, bool *closing)
 	mutex_unlock(&disk->open_mutex);
 }
 
-/*
- * Waits until every bio that had entered the queue of a request-based device is completed. For a
- * bio-based one there is no such point: wait for a moment without I/O, but not for long.
- */
+bool dbd_queue_is_mq(struct block_device *bdev)
+{
+	return queue_is_mq(bdev_get_queue(bdev));
+}
+
+/* Waits until every bio that had entered the queue of a request-based device is completed. */
 void dbd_queue_drain(struct block_device *bdev)
 {
 	struct request_queue *q = bdev_get_queue(bdev);
+	unsigned int flags = blk_mq_freeze_queue(q);
 
-	if (queue_is_mq(q)) {
-		unsigned int flags = blk_mq_freeze_queue(q);
+	blk_mq_unfreeze_queue(q, flags);
+}
 
-		blk_mq_unfreeze_queue(q, flags);
-	} else {
-		unsigned long end = jiffies + HZ / 10;
+/*
+ * Writes under way to a device. The CPUs are read one after the other, and a write may begin on one and
+ * end on another: never too small a number while no write begins.
+ */
+static long dbd_writes_under_way(struct block_device *bdev)
+{
+	long sum = 0;
+	int cpu;
 
-		while (bdev_count_inflight(bdev) && time_before(jiffies, end))
-			schedule_timeout_uninterruptible(1);
+	for_each_possible_cpu(cpu)
+		sum += part_stat_local_read_cpu(bdev, in_flight[1], cpu);
+	return sum;
+}
+
+/*
+ * Bio-based devices have no queue that could be drained: waits until no write is under way, to the
+ * device or, past its partition, to the disk, for at most @ms milliseconds. The caller keeps new ones
+ * away. RCU first: what passed the probe before that began is on its way then. False: there still are some.
+ */
+bool dbd_writes_settle(struct block_device *bdev, unsigned int ms)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ms) + 1;
+
+	synchronize_rcu_expedited();
+	for (;;) {
+		if (!dbd_writes_under_way(bdev) &&
+		    (!bdev_is_partition(bdev) || !dbd_writes_under_way(bdev_whole(bdev))))
+			return true;
+		if (time_after(jiffies, end))
+			return false;
+		schedule_timeout_uninterruptible(1);
 	}
 }
 

@@ -16,13 +16,14 @@ use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::sys::{
     bdev::Bdev,
-    bio::{BioRef, HeldBio, Status},
+    bio::{BioRef, BioStack, HeldBio, Status},
     disk::{BioDisk, BioDriver, Kind},
+    errno::ETIMEDOUT,
     gate::Gate,
     queues::Queues,
     rcu_cell::{RcuCell, Retired},
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 use kernel::{
     bindings, new_spinlock,
     prelude::*,
@@ -32,6 +33,10 @@ use kernel::{
 
 /// Numbers trackers, so that a bio that concerns several meets them in one order.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// How long a point waits for writes that programs make to the device itself, in milliseconds. The filesystem
+/// is frozen meanwhile; a disk that is well takes a hundredth of it.
+const SETTLE_MS: u32 = 1000;
 
 /// Whom bios may have to wait for. Set before the epoch with them is published.
 struct Waits {
@@ -60,6 +65,10 @@ pub(crate) struct HoldQueue {
     bdev: Bdev,
     /// Bios redirected and not yet handed back.
     held: Arc<Gate>,
+    /// Writes wait at the door ([`HoldQueue::shut`]).
+    shut: AtomicBool,
+    /// Those that do.
+    at_door: BioStack,
     /// Process context only.
     #[pin]
     waits: SpinLock<Waits>,
@@ -78,6 +87,15 @@ impl HoldQueue {
     /// First its marks have to be on disk; whoever sees to that asks again. Then its old data has to be
     /// preserved.
     pub(crate) fn park(&self, bio: HeldBio) {
+        if self.shut.load(Ordering::Relaxed) {
+            self.at_door.push(bio);
+            // Either we see that the door was opened, or whoever opens it sees the bio.
+            fence(Ordering::SeqCst);
+            if !self.shut.load(Ordering::Relaxed) {
+                self.let_in();
+            }
+            return;
+        }
         let next = self.next_step(bio.view());
         match next {
             Next::Drop(snapshot) => {
@@ -104,6 +122,26 @@ impl HoldQueue {
                     }
                 }
             }
+        }
+    }
+
+    /// From now on new writes wait, whatever they write; they have not been looked at. For a moment only.
+    fn shut(&self) {
+        self.shut.store(true, Ordering::Relaxed);
+    }
+
+    /// They wait no longer.
+    fn open(&self) {
+        self.shut.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.let_in();
+    }
+
+    fn let_in(&self) {
+        let mut waiting = self.at_door.take();
+        while let Some(bio) = waiting.pop_front() {
+            intercept::ask_again(bio, self.id);
+            self.held.leave();
         }
     }
 
@@ -213,6 +251,8 @@ impl Tracker {
                 id,
                 bdev,
                 held: counted,
+                shut: AtomicBool::new(false),
+                at_door: BioStack::new(),
                 waits <- new_spinlock!(nobody, "dattobd::hold"),
             }),
             GFP_KERNEL,
@@ -385,8 +425,32 @@ impl Tracker {
         self.queues.flush();
     }
 
-    /// Waits until bios that passed the probe before the point have reached the device. Call with
-    /// the filesystem thawed, after the old epoch has been waited for.
+    /// Sees to it, right after the point, that nothing that was sent to the device before is still under
+    /// way. Call with the filesystem frozen: then only programs that write to the device itself have some.
+    /// New ones of theirs wait meanwhile. For devices without a queue ([`Tracker::drain_point`]); sleeps.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT: some of it did not end in time. Where it will land in the device's history is not known.
+    pub(crate) fn settle_point(&self) -> Result {
+        if self.bdev.is_request_based() {
+            return Ok(());
+        }
+        self.hold.shut();
+        let settled = self.bdev.writes_settle(SETTLE_MS);
+        self.hold.open();
+        if settled {
+            return Ok(());
+        }
+        pr_err!(
+            "writes that programs make to the block device itself did not end within {SETTLE_MS} ms: no \
+             snapshot was taken\n"
+        );
+        Err(ETIMEDOUT)
+    }
+
+    /// Waits until bios that passed the probe before the point have reached a request-based device. Call
+    /// with the filesystem thawed, after the old epoch has been waited for.
     pub(crate) fn drain_point(&self) {
         self.bdev.drain();
     }
@@ -411,6 +475,9 @@ impl Tracker {
             || epoch.logs().any(|log| log.is_own(bio))
         {
             return Action::Pass;
+        }
+        if self.hold.shut.load(Ordering::Relaxed) {
+            return Action::Redirect;
         }
         let decision = decide::decide(Facts {
             op: op_of(bio),

@@ -233,6 +233,7 @@ fn setup(
                 ));
             }
         }
+        Errno::ETIMEDOUT => return Some(raw_writers(&dev.to_string())),
         Errno::EOPNOTSUPP => {
             return Some(format!(
                 "{dev} cannot be tracked ({}), or not with a COW file at {}; the kernel log says why (dmesg | tail)",
@@ -375,6 +376,7 @@ fn device(facts: &dyn Facts, asked: Asked<'_>, minor: u32, errno: Errno) -> Opti
             })
         }),
         Errno::EBUSY => Some(busy(facts, asked, minor)),
+        Errno::ETIMEDOUT => Some(raw_writers(&text(&info.bdev))),
         Errno::ENOSPC if matches!(asked, Asked::Expand) => Some(format!(
             "the filesystem on {} has less than that free: ask for less, or free some space",
             text(&info.bdev)
@@ -440,6 +442,14 @@ fn state(facts: &dyn Facts, asked: Asked<'_>, info: &Info) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// A snapshot point that could not be told from what was on its way to the disk.
+fn raw_writers(dev: &str) -> String {
+    format!(
+        "something writes to {dev} past its filesystem (a swap file does), and those writes took too long to \
+         end: nothing was done. Try again when the disk is less busy"
+    )
 }
 
 fn busy(facts: &dyn Facts, asked: Asked<'_>, minor: u32) -> String {

@@ -63,9 +63,24 @@ impl Bdev {
         unsafe { super::ffi_fs::dbd_bdev_gone(self.as_ptr()) }
     }
 
-    /// Waits for I/O that has entered the device's queue (see `shim.c`). May sleep.
-    pub(crate) fn drain(self) {
+    /// Whether it works with requests. Else with bios only, as device mapper and md do.
+    pub(crate) fn is_request_based(self) -> bool {
         // SAFETY: Valid by the type invariant.
-        unsafe { ffi::dbd_queue_drain(self.as_ptr()) }
+        unsafe { ffi::dbd_queue_is_mq(self.as_ptr()) }
+    }
+
+    /// Waits for I/O that has entered the queue of a request-based device; no-op for others. May sleep.
+    pub(crate) fn drain(self) {
+        if self.is_request_based() {
+            // SAFETY: Valid by the type invariant, and it has a queue of requests.
+            unsafe { ffi::dbd_queue_drain(self.as_ptr()) }
+        }
+    }
+
+    /// Waits until no write is under way, where the caller keeps new ones away; at most `ms` milliseconds.
+    /// False: there still are some. Devices that keep no statistics (`queue/iostats`) never have any. Sleeps.
+    pub(crate) fn writes_settle(self, ms: u32) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_writes_settle(self.as_ptr(), ms) }
     }
 }

@@ -22,4 +22,5 @@ pub(crate) const ENOKEY: Error = named(bindings::ENOKEY);
 pub(crate) const EOPNOTSUPP: Error = named(bindings::EOPNOTSUPP);
 pub(crate) const ESTALE: Error = named(bindings::ESTALE);
 pub(crate) const EUCLEAN: Error = named(bindings::EUCLEAN);
+pub(crate) const ETIMEDOUT: Error = named(bindings::ETIMEDOUT);
 pub(crate) const EBADMSG: Error = named(bindings::EBADMSG);

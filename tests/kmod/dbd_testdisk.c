@@ -84,6 +84,8 @@ static struct workqueue_struct *queue;
 struct delayed {
 	struct delayed_work work;
 	struct bio *bio;
+	/* When it was submitted, for the statistics. */
+	unsigned long start;
 	bool fails;
 };
 
@@ -209,10 +211,8 @@ static bool carry_out(struct testdisk *t, struct bio *bio)
 	}
 }
 
-static void finish(struct testdisk *t, struct bio *bio, bool fails)
+static void finish(struct testdisk *t, struct bio *bio, unsigned long start, bool fails)
 {
-	unsigned long start = account ? bio_start_io_acct(bio) : 0;
-
 	if (fails)
 		atomic64_inc(&counters[ERRORS]);
 	if (fails || !carry_out(t, bio))
@@ -226,7 +226,7 @@ static void finish_later(struct work_struct *work)
 {
 	struct delayed *d = container_of(to_delayed_work(work), struct delayed, work);
 
-	finish(d->bio->bi_bdev->bd_disk->private_data, d->bio, d->fails);
+	finish(d->bio->bi_bdev->bd_disk->private_data, d->bio, d->start, d->fails);
 	kfree(d);
 }
 
@@ -257,6 +257,7 @@ static void testdisk_submit(struct bio *bio)
 {
 	struct testdisk *t = bio->bi_bdev->bd_disk->private_data;
 	struct delayed *d;
+	unsigned long start;
 	bool fails;
 	int delay_ms;
 
@@ -276,17 +277,19 @@ static void testdisk_submit(struct bio *bio)
 	if (bio->bi_opf & REQ_ATOMIC)
 		atomic64_inc(&counters[ATOMICS]);
 	look_up(t, bio, &fails, &delay_ms);
+	start = account ? bio_start_io_acct(bio) : 0;
 	if (delay_ms < 0) {
-		finish(t, bio, fails);
+		finish(t, bio, start, fails);
 		return;
 	}
 	d = kmalloc(sizeof(*d), GFP_NOIO);
 	if (!d) {
-		bio_io_error(bio);
+		finish(t, bio, start, true);
 		return;
 	}
 	atomic64_inc(&counters[DELAYS]);
 	d->bio = bio;
+	d->start = start;
 	d->fails = fails;
 	INIT_DELAYED_WORK(&d->work, finish_later);
 	queue_delayed_work(queue, &d->work, msecs_to_jiffies(delay_ms));

@@ -156,6 +156,13 @@ fn setup_explains_minor_and_device() {
         &m,
         other,
         1,
+        Errno::ETIMEDOUT,
+        "/dev/sdc1 past its filesystem",
+    );
+    says(
+        &m,
+        other,
+        1,
         Errno::EINVAL,
         "/dev/sdc1 is not mounted: mount it first",
     );
@@ -272,6 +279,7 @@ fn the_next_snapshot_looks_at_the_device_before_the_path() {
         "the folder /nowhere does not exist",
     );
     says(&m, bad, 0, Errno::EBUSY, "frozen");
+    says(&m, bad, 0, Errno::ETIMEDOUT, "past its filesystem");
     let m = machine(SNAPSHOT, Errno::EFBIG, false);
     says(&m, bad, 0, Errno::EINVAL, "`dbdctl drop-snapshot 0`");
     let grown = Machine {
