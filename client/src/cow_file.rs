@@ -2,10 +2,13 @@
 //! Reading a COW file that was handed over: this driver's or the C driver's.
 //!
 //! The index is read in pieces, so memory does not grow with the device. A hole in it reads as zeros
-//! and means "unchanged"; an index that ends too early is an error, never "unchanged".
+//! and means "unchanged"; holes are passed over, so the time does not grow with the device either. An index
+//! that ends too early is an error, never "unchanged".
 
 use ioctl_abi::cow::{Geometry, Header, HeaderError, BLOCK_SIZE, ENTRY_UNCHANGED, HEADER_V1_BYTES};
 use ioctl_abi::ioctl::Extent;
+use nix::errno::Errno;
+use nix::unistd::{lseek64, Whence};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -169,10 +172,40 @@ pub struct Changed<'a> {
 }
 
 impl Changed<'_> {
+    /// The first block from `block` on whose entry does not lie in a hole of the file; `end` when there is none.
+    fn past_hole(&self, block: u64) -> Result<u64, Error> {
+        // Out of range: the read that follows says so.
+        let Ok(at) = i64::try_from(BLOCK_SIZE.saturating_add(block.saturating_mul(8))) else {
+            return Ok(block);
+        };
+        match lseek64(&self.cow.file, at, Whence::SeekData) {
+            Ok(data) => {
+                let entry = (data.unsigned_abs() - BLOCK_SIZE) / 8;
+                Ok(entry.clamp(block, self.end))
+            }
+            // Nothing but a hole, or nothing at all, up to the end of the file.
+            Err(Errno::ENXIO) => match self.cow.covered()? {
+                have if have >= self.end => Ok(self.end),
+                have => Err(Error::ShortIndex {
+                    path: self.cow.path.clone(),
+                    have,
+                    need: self.end,
+                }),
+            },
+            // A filesystem that cannot tell.
+            Err(_) => Ok(block),
+        }
+    }
+
+    /// Whether the entry of `block` was read.
+    fn is_buffered(&self, block: u64) -> bool {
+        let have = self.buffer.len() as u64 / 8;
+        (self.first..self.first + have).contains(&block)
+    }
+
     /// Whether `block` has changed.
     fn entry(&mut self, block: u64) -> Result<bool, Error> {
-        let have = self.buffer.len() as u64 / 8;
-        if block < self.first || block >= self.first + have {
+        if !self.is_buffered(block) {
             let n = PIECE.min(self.end - block);
             self.buffer.resize(n as usize * 8, 0);
             self.first = block;
@@ -203,6 +236,12 @@ impl Changed<'_> {
 
     fn advance(&mut self) -> Result<Option<Extent>, Error> {
         while self.next < self.end {
+            if !self.is_buffered(self.next) {
+                self.next = self.past_hole(self.next)?;
+                if self.next == self.end {
+                    break;
+                }
+            }
             if !self.entry(self.next)? {
                 self.next += 1;
                 continue;

@@ -48,6 +48,35 @@ fn blocks(list: impl Iterator<Item = Result<ioctl_abi::ioctl::Extent, Error>>) -
     all
 }
 
+#[test]
+fn the_time_grows_with_what_changed_and_not_with_the_device() {
+    // The index of 32 TiB: read byte by byte it would take minutes.
+    let blocks = 1u64 << 33;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cow");
+    let file = fs::File::create(&path).unwrap();
+    let geometry = Geometry {
+        origin_bytes: blocks * 4096,
+    };
+    file.set_len(geometry.data_offset()).unwrap();
+    file.write_all_at(&header(1).encode(), 0).unwrap();
+    let changed = [3, 4, 100_000_000, 100_000_511, 100_000_512, blocks - 1];
+    for block in changed {
+        let entry = 1u64.to_le_bytes();
+        file.write_all_at(&entry, HEADER_BYTES + block * 8).unwrap();
+    }
+    let cow = CowFile::open(&path).unwrap();
+    let start = std::time::Instant::now();
+    assert_eq!(self::blocks(cow.changed(blocks)), changed);
+    // Generous: it takes milliseconds.
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    // A hole up to an end that comes too early is not "unchanged".
+    file.set_len(HEADER_BYTES + (blocks - 512) * 8).unwrap();
+    let cow = CowFile::open(&path).unwrap();
+    let last = cow.changed(blocks).last().unwrap();
+    assert!(matches!(last, Err(Error::ShortIndex { .. })), "{last:?}");
+}
+
 fn entries() -> impl Strategy<Value = Vec<u64>> {
     proptest::collection::vec(
         prop_oneof![4 => Just(0), 2 => Just(1), 1 => 2u64..1 << 40],
