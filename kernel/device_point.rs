@@ -18,7 +18,7 @@ use crate::events::UnmountHandler;
 use crate::freeze::Frozen;
 use crate::logic::change_map::ChangeMap;
 use crate::logic::errno;
-use crate::logic::extents::{sort_by_origin, FileExtent};
+use crate::logic::extents::{outside, sort_by_origin, FileExtent};
 use crate::logic::private_format::{Identity, Root, RootState, Sibling, ROOT_PIECES};
 use crate::logic::sizes::{self, FileSizes, MAX_FILE_BYTES};
 use crate::origin::Origin;
@@ -165,6 +165,17 @@ pub(crate) fn private_extents(all: &[FileExtent], geometry: Geometry) -> Result<
     Ok(out)
 }
 
+/// Those of `private` that a snapshot shows as zeros: all but the index, which is written through the filesystem
+/// and tracked like any file.
+fn shown_as_zeros(private: &[FileExtent], geometry: Geometry) -> Result<KVVec<FileExtent>> {
+    let index = geometry.index_blocks();
+    let mut out = KVVec::new();
+    for piece in private.iter().flat_map(|e| outside(*e, &index)).filter(|e| e.len != 0) {
+        out.push(piece, GFP_KERNEL)?;
+    }
+    Ok(out)
+}
+
 /// Extents in order of origin blocks, as the guard of an epoch.
 pub(crate) fn guard(lists: &[&[FileExtent]]) -> Result<Arc<KVVec<FileExtent>>> {
     let mut out = KVVec::new();
@@ -254,8 +265,9 @@ impl Device {
         if let Some(p) = predecessor {
             // What becomes private before the point is shown as zeros from then on, and what the
             // old file's own blocks hold was never seen by a snapshot: both are changes.
-            mark_all(p.changes, p.log, p.private);
-            mark_all(p.changes, p.log, &private_extents(file.extents(), geometry)?);
+            mark_all(p.changes, p.log, &shown_as_zeros(p.private, geometry)?);
+            let private = private_extents(file.extents(), geometry)?;
+            mark_all(p.changes, p.log, &shown_as_zeros(&private, geometry)?);
         }
         let log = NewLog(this.new_log(origin, tracker, &file, &changes, wanted, &sizes, predecessor)?);
         let epoch = |previous: Option<&Predecessor<'_>>, both: bool| -> Result<KBox<Epoch>> {

@@ -30,6 +30,7 @@
 //! `error` goes from 0 to an errno once, before any held bio is let go without its old data. From
 //! then on every read of the snapshot fails, and every write passes.
 
+use crate::abi::cow::Geometry;
 use crate::delays::{self, Step};
 use crate::events::SnapshotEvents;
 use crate::index_read::PageReader;
@@ -55,6 +56,7 @@ use crate::sys::{
     queues::Queues,
 };
 use crate::{claim, copy, copy_ring::CopyRing, release, stored};
+use core::ops::Range;
 use core::sync::atomic::{fence, AtomicBool, AtomicI32, AtomicU64, Ordering};
 use kernel::{
     impl_has_work, new_mutex, new_spinlock, new_work,
@@ -73,17 +75,19 @@ const RESERVED_BIOS: u32 = 16;
 pub(crate) struct FileMap {
     /// In order of file blocks.
     pub(crate) by_file: KVVec<FileExtent>,
-    /// In order of origin blocks.
+    /// In order of origin blocks, without the index: its blocks are read as those of any other file.
     pub(crate) by_origin: KVVec<FileExtent>,
 }
 
 impl FileMap {
-    /// Both orders of `extents`, which are in order of file blocks.
-    pub(crate) fn new(list: &[FileExtent]) -> Result<Self> {
+    /// Both orders of `list`, which is in order of file blocks.
+    pub(crate) fn new(list: &[FileExtent], index: &Range<u64>) -> Result<Self> {
         let mut by_file = KVVec::with_capacity(list.len(), GFP_KERNEL)?;
         by_file.extend_from_slice(list, GFP_KERNEL)?;
         let mut by_origin = KVVec::with_capacity(list.len(), GFP_KERNEL)?;
-        by_origin.extend_from_slice(list, GFP_KERNEL)?;
+        for piece in list.iter().flat_map(|e| extents::outside(*e, index)).filter(|e| e.len != 0) {
+            by_origin.push(piece, GFP_KERNEL)?;
+        }
         extents::sort_by_origin(&mut by_origin);
         Ok(Self { by_file, by_origin })
     }
@@ -311,7 +315,8 @@ impl Snapshot {
         let bytes = setup.origin.bytes();
         let preserved = Preserved::new(setup.origin.blocks())?;
         let index = IndexTable::new(setup.origin.blocks())?;
-        let map_of_file = Arc::new(FileMap::new(file)?, GFP_KERNEL)?;
+        let index_blocks = Geometry { origin_bytes: bytes }.index_blocks();
+        let map_of_file = Arc::new(FileMap::new(file, &index_blocks)?, GFP_KERNEL)?;
         let space = Space::new()?;
         match &setup.segments {
             Some(segments) => {
@@ -559,7 +564,8 @@ impl Snapshot {
         let mut all = KVVec::with_capacity(old.by_file.len().saturating_add(extents.len()), GFP_KERNEL)?;
         all.extend_from_slice(&old.by_file, GFP_KERNEL)?;
         all.extend_from_slice(extents, GFP_KERNEL)?;
-        let new = Arc::new(FileMap::new(&all)?, GFP_KERNEL)?;
+        let index_blocks = Geometry { origin_bytes: self.bytes }.index_blocks();
+        let new = Arc::new(FileMap::new(&all, &index_blocks)?, GFP_KERNEL)?;
         // Keep the old one past the lock: dropping it frees memory.
         let _old = core::mem::replace(&mut *self.file.lock(), new);
         for &segment in usable {

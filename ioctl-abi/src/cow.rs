@@ -10,6 +10,7 @@
 //! x86-64). Source: dattobd 0.12.1, `struct cow_header` and `cow_manager`.
 
 use core::mem::size_of;
+use core::ops::Range;
 
 /// Bytes of a block: the unit of tracking, of copies and of positions in the file.
 pub const BLOCK_SIZE: u64 = 4096;
@@ -133,7 +134,7 @@ impl Header {
 /// Where this project's private extension starts in the header block.
 pub const EXT_OFFSET: usize = 64;
 /// First field of the extension.
-pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x03";
+pub const EXT_MAGIC: [u8; 8] = *b"dbdx\0\0\0\x04";
 /// Extension state: nothing that a reload could build on lies on disk. A file in this state that is
 /// not sealed has lost its chain.
 pub const EXT_STATE_VOLATILE: u32 = 0;
@@ -262,6 +263,12 @@ impl Geometry {
     /// First position (in blocks of the file) that can hold old data.
     pub const fn first_data_position(self) -> u64 {
         self.data_offset() / BLOCK_SIZE
+    }
+
+    /// The blocks of the file that hold the index. Nobody writes there before the file is handed over, and
+    /// then the filesystem does: until that they are ordinary blocks of the origin.
+    pub const fn index_blocks(self) -> Range<u64> {
+        HEADER_BYTES / BLOCK_SIZE..self.first_data_position()
     }
 
     /// Where the private structures lie.

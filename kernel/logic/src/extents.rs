@@ -16,6 +16,7 @@
 //! Any context.
 
 use super::abi::cow::SECTORS_PER_BLOCK;
+use core::ops::Range;
 
 /// A piece of the COW file that is contiguous on the origin. All numbers are 4096-byte blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +87,13 @@ pub fn merge_push(last: Option<&mut FileExtent>, next: FileExtent) -> Option<Fil
     } else {
         Some(next)
     }
+}
+
+/// The parts of `e` whose place in the file is before `hole` and behind it; `len` is 0 where there is none.
+pub fn outside(e: FileExtent, hole: &Range<u64>) -> [FileExtent; 2] {
+    let before = hole.start.saturating_sub(e.file_block).min(e.len);
+    let behind = e.skip(hole.end.saturating_sub(e.file_block));
+    [FileExtent { len: before, ..e }, behind]
 }
 
 /// Sorts by place in the file.

@@ -3,8 +3,9 @@
 //!
 //! The rules for a block, first match wins (COMPAT.md section 5):
 //!
-//! 1. A metadata block (header, index) of the running COW file reads as zeros, always. (Where blocks
-//!    are counted, see [`super::extents`], none is among the file's.)
+//! 1. The header block of the running COW file and its private structures read as zeros, always. Its index
+//!    does not count as the file's here (rule 4): nobody writes there before the file is handed over. (Where
+//!    blocks are counted, see [`super::extents`], nor does the header.)
 //! 2. A data block of the running COW file that was taken for a copy reads as zeros.
 //! 3. A preserved block is read from its copy; the index says where that is.
 //! 4. Everything else is read from the origin, data blocks of the COW file that were not taken yet
@@ -26,9 +27,9 @@ use super::space::Space;
 pub struct View<'a> {
     /// Which blocks have a copy.
     pub preserved: &'a Preserved,
-    /// The running COW file's extents, sorted by origin.
+    /// The running COW file's extents without its index, sorted by origin.
     pub own: &'a [FileExtent],
-    /// The first block of the file behind header and index.
+    /// The first block of the file behind all that is private.
     pub first_data: u64,
     /// Which blocks of the file hold copies.
     pub space: &'a Space,

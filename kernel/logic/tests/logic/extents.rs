@@ -56,6 +56,17 @@ proptest! {
     #![proptest_config(config(3))]
 
     #[test]
+    fn outside_leaves_out_just_the_hole(by_file in layout(), start in 0..30u64, len in 0..30u64) {
+        let hole = start..start + len;
+        let left: Vec<FileExtent> = by_file.iter().flat_map(|e| outside(*e, &hole)).filter(|e| e.len != 0).collect();
+        let kept = owners(&left);
+        for (o, f) in owners(&by_file).into_iter().enumerate() {
+            prop_assert_eq!(kept[o], f.filter(|f| !hole.contains(f)));
+        }
+        prop_assert!(left.windows(2).all(|w| w[0].file_end() <= w[1].file_block), "in order");
+    }
+
+    #[test]
     fn lookups_agree_with_a_table(by_file in layout()) {
         let total = file_blocks(&by_file);
         prop_assert_eq!(validate(&by_file, total, ORIGIN), Ok(()));
