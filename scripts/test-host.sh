@@ -14,5 +14,6 @@ in_chroot env RUSTFLAGS= bash -euc '
         --target-dir "$dir/loom"
     python3 tests/bench/test_results.py --quiet
 ' test "$T_NAME"
+"$TOP/tests/host/listing.sh"
 "$TOP/tests/host/fuzz.sh" "$T_NAME" 10
 if [ -x "$TOP/tests/host/miri.sh" ]; then "$TOP/tests/host/miri.sh"; fi
