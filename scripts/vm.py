@@ -35,6 +35,8 @@ LONG = os.environ.get("LONG") == "1"
 SLOW = float(os.environ.get("SLOW") or 1)
 # What a kernel that watches itself needs for that.
 DEBUG_MEMORY_MIB = 640
+# Until the first program of ours has started. What has not by then has died on the way.
+BOOT_SECONDS = max(180, 60 * SLOW)
 # Some more for what a case left behind. Without a result after that the VM hangs: a process in
 # uninterruptible sleep outlives its timeout.
 CASE_SLACK = 120
@@ -202,8 +204,8 @@ class Vm:
         each line that the command prints."""
         out_path = os.path.join(self.work, "out.txt")
         open(out_path, "wb").close()
-        end = time.monotonic() + self.timeout
-        lively = time.monotonic()
+        started = lively = time.monotonic()
+        end = started + self.timeout
         status = None
         with subprocess.Popen(self.argv(), stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as qemu:
@@ -231,6 +233,9 @@ class Vm:
                     if time.monotonic() > end:
                         qemu.kill()
                         return f"no end within {self.timeout:.0f} s" + self.console_tail()
+                    if not self.booted and time.monotonic() > started + BOOT_SECONDS:
+                        qemu.kill()
+                        return f"not booted within {BOOT_SECONDS:.0f} s" + self.console_tail()
                     if self.stall and time.monotonic() > lively + self.stall():
                         qemu.kill()
                         return f"no result for {self.stall():.0f} s: it hangs" + self.console_tail()
