@@ -8,6 +8,7 @@
 use ioctl_abi::cow::{Geometry, Header, HeaderError, BLOCK_SIZE, ENTRY_UNCHANGED, HEADER_V1_BYTES};
 use ioctl_abi::ioctl::Extent;
 use nix::errno::Errno;
+use nix::fcntl::{posix_fadvise, PosixFadviseAdvice};
 use nix::unistd::{lseek64, Whence};
 use std::fs::File;
 use std::io;
@@ -76,6 +77,9 @@ impl CowFile {
             source,
         };
         let file = File::open(path).map_err(io)?;
+        // Pages that are read ahead into a hole count as data from then on. Where it cannot be switched off, reading
+        // only takes longer.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
         let mut bytes = [0; HEADER_V1_BYTES];
         file.read_exact_at(&mut bytes, 0)
             .map_err(|e| match e.kind() {
