@@ -159,14 +159,17 @@ impl CowFile {
     /// ENOENT when a directory above it was renamed and its name is not known any more: it stays then.
     pub(crate) fn remove(mut self) -> Result {
         let watch = self.watch.take().ok_or(ESTALE)?;
-        let live = enter_thawed(&watch)?;
+        let live = enter_thawed(&watch);
+        // Whatever fails: nobody can remove a file that stays protected.
+        watch.unprotect();
         // Taking the mark off first: the last link may take the inode out of memory.
-        live.unprotect();
         watch.close();
-        let result = if live.filesystem().writes_stopped() {
-            Err(EBUSY)
-        } else {
-            live.unlink(&self.path_in_fs)
+        let result = match &live {
+            Ok(live) if live.filesystem().writes_stopped() => Err(EBUSY),
+            Ok(live) => live.unlink(&self.path_in_fs),
+            // Unmounted just now.
+            Err(e) if *e == ESTALE => return Err(ESTALE),
+            Err(e) => Err(*e),
         };
         if let Err(e) = result {
             pr_err!(
@@ -190,9 +193,7 @@ impl CowFile {
 impl Drop for CowFile {
     fn drop(&mut self) {
         if let Some(watch) = self.watch.take() {
-            if let Ok(live) = watch.enter() {
-                live.unprotect();
-            }
+            watch.unprotect();
         }
     }
 }

@@ -25,16 +25,16 @@ impl CowFile {
     /// happens, it is an ordinary file afterwards. No raw write to it is under way, or will come.
     pub(crate) fn seal(mut self, header: &cow::Header, changes: &ChangeMap) -> Result {
         let watch = self.watch.take().ok_or(ESTALE)?;
-        let live = enter_thawed(&watch)?;
-        let result = if live.filesystem().writes_stopped() {
-            Err(EBUSY)
-        } else {
-            live.open().and_then(|file| {
+        let live = enter_thawed(&watch);
+        let result = match &live {
+            Ok(live) if live.filesystem().writes_stopped() => Err(EBUSY),
+            Ok(live) => live.open().and_then(|file| {
                 file.unprotect();
                 hand_over(&file, self.data_offset, header, changes)
-            })
+            }),
+            Err(e) => Err(*e),
         };
-        live.unprotect();
+        watch.unprotect();
         watch.close();
         result
     }
@@ -63,9 +63,9 @@ impl CowFile {
         if header.is_sealed() {
             // Only the rest is to be given back.
             if file.size() > data_offset {
-                file.set_size_protected(data_offset)?;
+                let cut = file.set_size_protected(data_offset);
                 file.unprotect();
-                file.sync()?;
+                cut.and_then(|()| file.sync())?;
             }
             return Ok(());
         }
@@ -125,9 +125,9 @@ fn hand_over(
     put(&mut block, 0, &header.encode());
     file.write_at(&block, 0)?;
     file.sync()?;
-    file.set_size_protected(data_offset)?;
+    let cut = file.set_size_protected(data_offset);
     file.unprotect();
-    file.sync()
+    cut.and_then(|()| file.sync())
 }
 
 /// Writes the index, which lies between the header and byte `end`. Only blocks of it that are not all

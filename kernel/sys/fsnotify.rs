@@ -164,6 +164,15 @@ impl InodeWatch {
         unsafe { LiveInode::new(sb, inode) }
     }
 
+    /// Ends the protection of the file, if its filesystem is not gone. Needs no memory, unlike [`Self::enter`].
+    pub(crate) fn unprotect(&self) {
+        if let Ok((_sb, inode)) = self.hold() {
+            // SAFETY: The filesystem is held; the mark holds the inode as long as the filesystem lives and
+            // `self` is borrowed.
+            unsafe { ffi::dbd_inode_unprotect(inode.as_ptr()) }
+        }
+    }
+
     /// The filesystem is gone, or going.
     pub(crate) fn is_gone(&self) -> bool {
         self.shared.state.lock().inode.is_none()

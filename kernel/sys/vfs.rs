@@ -411,12 +411,6 @@ impl LiveInode {
         }
     }
 
-    /// Ends the protection of the file.
-    pub(crate) fn unprotect(&self) {
-        // SAFETY: Valid by the type invariant.
-        unsafe { ffi::dbd_inode_unprotect(self.inode.as_ptr()) }
-    }
-
     /// Removes a name of the file: `path` if that still is one, else any that is in memory. ENOENT.
     pub(crate) fn unlink(&self, path: &CStr) -> Result {
         // SAFETY: All valid by the type invariants; NUL-terminated.
