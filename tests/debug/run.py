@@ -104,7 +104,7 @@ class Run(stress.Run):
         return self.digest_of(self.tools + kernel + common + own)
 
     def limit_of(self, job):
-        return vm.limit_of(job.name) if job.folder == "cases" else 300 * self.o.slow
+        return vm.limit_of(job.name) if job.folder == "cases" else {"debug": 600}.get(job.folder, 300) * self.o.slow
 
     def verdict_of(self, job, lines, console):
         if not isinstance(job, Planted):

@@ -148,6 +148,7 @@ class Run:
         """Runs it, once more where the result says as much about a busy machine as about us."""
         needs = job.headers.get("vm", vm.DEFAULT_NEEDS)
         limit = int(self.limit_of(job))
+        digest = self.job_digest(job)
         fault = f"FAULT={self.o.fault} " if self.o.fault else ""
         command = (f"{fault}SLOW={self.o.slow} SEED={job.seed} COUNT={job.count} CASE_DIR={job.folder} "
                    f"CASE_TIMEOUT={limit} exec /t/harness/run-cases {job.name}")
@@ -189,7 +190,7 @@ class Run:
                 say(f"{verdict} {job.key()} ({seconds:.0f} s) {shown}")
             self.add(job, verdict, counts)
             with open(self.results, "a", encoding="utf-8") as f:
-                f.write(json.dumps({"key": job.key(), "digest": self.job_digest(job), "verdict": verdict,
+                f.write(json.dumps({"key": job.key(), "digest": digest, "verdict": verdict,
                                     "seconds": round(seconds), "counts": counts}) + "\n")
 
     def tell(self, text):
