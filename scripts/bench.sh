@@ -11,4 +11,5 @@ if [ "${1:-}" = profile ]; then
     exit
 fi
 in_chroot python3 /dattobd/tests/bench/test_results.py --quiet
-in_chroot python3 /dattobd/tests/bench/run.py "$@"
+in_chroot python3 /dattobd/tests/bench/run.py \
+    --source "$(git -C "$TOP" describe --always --dirty 2>/dev/null || echo unknown)" "$@"

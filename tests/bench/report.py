@@ -45,6 +45,16 @@ def ratio_table(table, by):
     return "\n".join(lines)
 
 
+def more_table(table):
+    """What a request takes beyond the bare device, in instructions."""
+    lines = ["| load | " + " | ".join(results.SUBJECTS) + " |", "|---" * (len(results.SUBJECTS) + 1) + "|"]
+    for load in results.LOADS:
+        found = [results.find(table, load, s, "instructions") for s in results.SUBJECTS]
+        if any(found):
+            lines.append(f"| {load} | " + " | ".join(f"{r['more']:.0f}" if r else "-" for r in found) + " |")
+    return "\n".join(lines)
+
+
 def misses(table):
     """Every target that is missed, with what bounds the figure."""
     lines = []
@@ -130,6 +140,7 @@ def readme(table, measurements, about):
     facts = "\n".join(f"| {k} | {v} |" for k, v in about.items())
     return text.README.format(
         facts=facts, wall=ratio_table(table, "wall"), instructions=ratio_table(table, "instructions"),
+        more=more_table(table),
         clock=ratio_table(table, results.CLOCK),
         misses=misses(table), latencies=latency_table(results.latencies(measurements)), bare=costs, left=left,
         extras=extras.sections(table, measurements))

@@ -113,7 +113,8 @@ def ratios(measurements):
                 raise ValueError(f"{m['load']} {m['subject']}: the bare device was not measured before and after")
             apart = max(before[0], after[0]) / min(before[0], after[0])
             rows.append({"load": m["load"], "subject": m["subject"], "by": by,
-                         "ratio": (before[0] + after[0]) / 2 / cost(m, by), "apart": apart})
+                         "ratio": (before[0] + after[0]) / 2 / cost(m, by), "apart": apart,
+                         "more": cost(m, by) - (before[0] + after[0]) / 2})
     return rows
 
 
@@ -127,6 +128,7 @@ def combine(rows):
         values = [r["ratio"] for r in group]
         out.append({"load": load, "subject": subject, "by": by, "ratio": round(statistics.median(values), 3),
                     "min": round(min(values), 3), "max": round(max(values), 3), "runs": len(values),
+                    "more": statistics.median(r["more"] for r in group),
                     "noisy": sum(r["apart"] > NOISY for r in group)})
     return out
 

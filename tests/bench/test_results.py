@@ -26,6 +26,7 @@ class Ratios(unittest.TestCase):
         self.assertEqual([r["by"] for r in rows], ["instructions", "clock"])
         self.assertAlmostEqual(rows[0]["ratio"], 0.5)
         self.assertAlmostEqual(rows[0]["apart"], 1.2)
+        self.assertAlmostEqual(rows[0]["more"], 11)
 
     def test_other_loads_do_not_count(self):
         rows = results.ratios([m("randread", "bare", 100), m("seqwrite", "bare", 7), m("randread", "dm-era", 100),
@@ -68,7 +69,7 @@ class Fio(unittest.TestCase):
 
 class Tables(unittest.TestCase):
     def rows(self, values, apart=1.0):
-        return [{"load": "seqwrite", "subject": "incremental", "by": "wall", "ratio": v, "apart": apart} for v in values]
+        return [{"load": "seqwrite", "subject": "incremental", "by": "wall", "ratio": v, "apart": apart, "more": 1} for v in values]
 
     def test_median_and_spread(self):
         row = results.combine(self.rows([0.9, 0.1, 0.95]))[0]
@@ -104,7 +105,7 @@ class Tables(unittest.TestCase):
 class Report(unittest.TestCase):
     def test_latest_has_the_agreed_fields_only(self):
         rows = Tables().rows([0.9]) + [{"load": "snapread-seq-every-other", "subject": "snapshot-first", "by": "wall",
-                                        "ratio": 1, "apart": 1}]
+                                        "ratio": 1, "apart": 1, "more": 1}]
         self.assertEqual(report.latest(results.combine(rows)),
                          [{"load": "seqwrite", "subject": "incremental", "by": "wall", "ratio": 0.9, "min": 0.9,
                            "max": 0.9}])

@@ -23,6 +23,10 @@ drained. Repeatable to a few tenths of a percent, whatever else the host does.
 
 {instructions}
 
+In instructions for each request, what is added to the bare device's (those are in a table further down):
+
+{more}
+
 ## By the clock of the VM that counts instructions
 
 The time that the same measurements took there: one CPU that executes an instruction each nanosecond, disks that answer after ten
