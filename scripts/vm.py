@@ -146,14 +146,17 @@ class Vm:
                 path, snapshot = os.path.join(self.work, f"disk{i}.img"), "off"
                 if options.get("memory"):
                     path = os.path.join(self._memory(), f"disk{i}.img")
-                with open(path, "wb") as f:
-                    f.truncate(size_of(size) + int(options.get("odd", "0")))
-                    if options.get("memory") == "full":
-                        os.posix_fallocate(f.fileno(), 0, size_of(size))
+                if options.get("memory") == "sparse":
+                    # Not raw: write-zeroes would take all the memory that they stand for.
+                    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(size_of(size))], check=True)
+                else:
+                    with open(path, "wb") as f:
+                        f.truncate(size_of(size) + int(options.get("odd", "0")))
+                        if options.get("memory") == "full":
+                            os.posix_fallocate(f.fileno(), 0, size_of(size))
             lbs = options.get("lbs", "512")
-            # Zeroes take no memory on a sparse disk in it.
-            zeroes = "unmap" if options.get("memory") == "sparse" else "off"
-            yield path, snapshot, f"logical_block_size={lbs},physical_block_size={lbs}", zeroes
+            how = "qcow2,detect-zeroes=on" if options.get("memory") == "sparse" else "raw,detect-zeroes=off"
+            yield path, snapshot, f"logical_block_size={lbs},physical_block_size={lbs}", how
 
     def _memory(self):
         """A folder in memory, for disks whose speed must not depend on the host's disks."""
@@ -182,15 +185,15 @@ class Vm:
                 "-device", "virtio-rng-pci"]
         n = 0
 
-        def drive(path, device, snapshot="off", extra="", zeroes="off"):
+        def drive(path, device, snapshot="off", extra="", how="raw,detect-zeroes=off"):
             nonlocal n
-            argv.extend(["-drive", f"if=none,id=d{n},file={path},format=raw,cache=unsafe,"
-                         f"discard=unmap,detect-zeroes={zeroes},snapshot={snapshot}" + extra,
+            argv.extend(["-drive", f"if=none,id=d{n},file={path},format={how},cache=unsafe,"
+                         f"discard=unmap,snapshot={snapshot}" + extra,
                          "-device", f"virtio-blk-pci,drive=d{n}{device}"])
             n += 1
 
-        for path, snapshot, device, zeroes in self._disks():
-            drive(path, "," + device, snapshot, zeroes=zeroes)
+        for path, snapshot, device, how in self._disks():
+            drive(path, "," + device, snapshot, how=how)
         drive(f"{STATE}/root.img", ",serial=dbdroot", "off", ",readonly=on")
         drive(self._input(), ",serial=dbdin", "off", ",readonly=on")
         out = os.path.join(self.work, "out.tar")

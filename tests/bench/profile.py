@@ -67,10 +67,13 @@ class Debugger:
         rip, rsp = (int.from_bytes(regs[8 * n:8 * n + 8], "little") for n in (16, 7))
         words = []
         if rip >> 63:
-            text = self.ask(b"m%x,%x" % (rsp, STACK)).decode()
-            if not text.startswith("E"):
-                data = bytes.fromhex(text)
-                words = [int.from_bytes(data[i:i + 8], "little") for i in range(0, len(data) - 7, 8)]
+            # Less where the stack ends before.
+            for size in (STACK, STACK // 4, 8):
+                text = self.ask(b"m%x,%x" % (rsp, size)).decode()
+                if not text.startswith("E"):
+                    data = bytes.fromhex(text)
+                    words = [int.from_bytes(data[i:i + 8], "little") for i in range(0, len(data) - 7, 8)]
+                    break
         return rip, words
 
 

@@ -67,7 +67,7 @@ def misses(table):
                     quiet = results.find(table, load, subject, results.CLOCK)
                     if by == "wall" and quiet:
                         if quiet["ratio"] >= t - 0.005:
-                            why = "the host was busy with other things"
+                            why = "noise of the host"
                         why += f"; {quiet['ratio']:.2f} by the clock of the VM that counts instructions"
                     lines.append(f"| {load} | {subject} | {by} | {r['ratio']:.2f} | {t:.2f} | {why} |")
     head = ["| load | subject | by | ratio | target | what bounds it |", "|---|---|---|---|---|---|"]

@@ -2,7 +2,25 @@
 """The words of docs/benchmarks/README.md."""
 
 # What bounds a figure that misses its target. Shown only where it does. The key may name the way of measuring.
+MARKS = ("the look at every write: entering it in the map of changes, asking for its region's mark and for the COW file's "
+         "place; how many instructions that is stands in the second table above")
+READ = ("each write needs a read of the old data before it: a second request through the block layer, the hand-over from its "
+        "completion to a work item and back to the writer, a place in the index, and its share of a large write of copies")
+BIO = ("each read is cloned, and the clone goes through the block layer once more: the same as for dm-snapshot and any other "
+       "bio-based device in between")
 BOUNDS = {
+    ("randwrite-qd1", "incremental"): MARKS,
+    ("randwrite-qd32", "incremental"): MARKS,
+    ("seqwrite", "incremental"): MARKS,
+    ("randwrite-qd1", "snapshot-rewrite"): MARKS + "; and whether the old data is preserved",
+    ("randwrite-qd32", "snapshot-rewrite"): MARKS + "; and whether the old data is preserved",
+    ("seqwrite", "snapshot-rewrite"): MARKS + "; and whether the old data is preserved",
+    ("randwrite-qd1", "snapshot-first"): READ,
+    ("randwrite-qd32", "snapshot-first"): READ,
+    ("seqwrite", "snapshot-first"): "three times the data is moved: read, copied and written, all by one VM's CPUs",
+    ("snapread-rand", "snapshot-first"): BIO,
+    ("snapread-seq", "snapshot-first"): BIO,
+    ("snapread-seq-half", "snapshot-first"): BIO,
 }
 
 README = """# Benchmarks
