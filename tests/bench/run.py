@@ -43,8 +43,8 @@ def say(text):
 
 
 class Job:
-    def __init__(self, program, by, rep, size, quick):
-        self.program, self.by, self.rep, self.quick = program, by, rep, quick
+    def __init__(self, program, by, rep, size, quick, tries):
+        self.program, self.by, self.rep, self.quick, self.tries = program, by, rep, quick, tries
         # What counts instructions is as exact with less.
         self.size = max(32, int(size * PROGRAMS[program][1] * (0.5 if by == "instructions" else 1)))
         self.name = f"{program}-{by}-{self.size}M-" + ("quick" if quick else str(rep))
@@ -63,7 +63,7 @@ class Job:
         sizes = "SIZES='1 1024' CHANGED='0 1' STEP=134217728" if self.quick else "STEP=16777216"
         # By time everything needs some seconds; what counts instructions is exact before.
         sizes += f" PASSES={16 if self.by == 'wall' and not self.quick else 4}"
-        return f"BY={self.by} FILE_MIB={self.size} TRIES={1 if self.quick else 2} {sizes} exec bash /t/bench/{self.program}"
+        return f"BY={self.by} FILE_MIB={self.size} TRIES={self.tries} {sizes} exec bash /t/bench/{self.program}"
 
 
 class Run:
@@ -186,6 +186,7 @@ def main():
     p.add_argument("--quick", action="store_true", help="one repetition, small loads; the report goes to target/bench/quick")
     p.add_argument("--reps", type=int, default=3)
     p.add_argument("--size", type=int, default=64, help="MiB that a load writes or reads")
+    p.add_argument("--tries", type=int, default=2, help="how often a measurement is made when it is noisy")
     p.add_argument("--limit", type=float, default=1800, help="seconds that a VM may run")
     p.add_argument("--source", default="unknown", help="the commit, for the report")
     p.add_argument("--report", action="store_true", help="run nothing: report what is kept")
@@ -195,7 +196,7 @@ def main():
     vm.sweep()
     reps, size = (1, 32) if options.quick else (options.reps, options.size)
     run = Run(options)
-    jobs = [Job(program, by, rep, size, options.quick) for rep in range(1, reps + 1) for by in ("instructions", "wall")
+    jobs = [Job(program, by, rep, size, options.quick, 1 if options.quick else options.tries) for rep in range(1, reps + 1) for by in ("instructions", "wall")
             for program, (ways, _) in PROGRAMS.items() if by in ways]
     if options.only:
         jobs = [j for j in jobs if any(w in j.name for w in options.only.split(","))]
