@@ -57,7 +57,7 @@ def left_out():
 
 def target(load, subject, by):
     t = TARGETS.get((load, subject))
-    return t[1 if by == "instructions" else 0] if t else None
+    return t[BYS.index(by)] if t and by in BYS else None
 
 
 def base_of(load):
