@@ -77,4 +77,5 @@ OPERATIONS = """Wall time. Sparse disks in memory; changes are made with write-z
 as the copies (10 % of 1 TiB) would take longer than all the rest. `fsfreeze`: freeze and thaw of the same filesystem before it is tracked,
 with as much to write back."""
 
-PLAIN = """In the VM that counts instructions a second is 10⁹ of them, waiting included; requests take 10 microseconds there."""
+PLAIN = """In the VM that counts instructions a second is 10⁹ of them, waiting included; requests take 10 microseconds there.
+`update-img` and `dd` are timed with their start from a cold cache, which counts for much at so few MiB."""
