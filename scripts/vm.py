@@ -174,7 +174,9 @@ class Vm:
             cpu += ",-erms,-fsrm"
         # The VM ends with this program, however that ends.
         memory = (size_of(self.needs.get("mem", "1G")) >> 20) + (DEBUG_MEMORY_MIB if BOOT else 0)
-        argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35,sata=off",
+        # Where its disks are in memory it takes much: should that run out, others are not to suffer.
+        greedy = ["choom", "-n", "500", "--"] if "memory=" in self.needs.get("disks", "") else []
+        argv = [*greedy, "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", a, "-M", "q35,sata=off",
                 "-cpu", cpu, *icount, "-smp", self.needs.get("cpus", "2"), "-m", f"{memory}M",
                 "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
                 "-kernel", f"{BOOT or STATE}/vmlinuz", "-initrd", f"{BOOT or STATE}/initrd.img",
