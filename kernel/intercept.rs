@@ -23,9 +23,16 @@ type List = KVec<Arc<Tracker>>;
 /// All trackers, in ascending order of their number. Replaced as a whole under `REGISTRY`.
 static TRACKERS: RcuCell<List> = RcuCell::empty();
 
+struct Registry {
+    /// There while there are trackers.
+    probe: Option<BioQueueProbe>,
+    /// An empty list with room for all trackers but one, `None` for none: taking one away needs no memory.
+    spare: Option<KBox<List>>,
+}
+
 global_lock! {
     // SAFETY: Initialised in `init`, which the module calls before anything else.
-    unsafe(uninit) static REGISTRY: Mutex<Option<BioQueueProbe>> = None;
+    unsafe(uninit) static REGISTRY: Mutex<Registry> = Registry { probe: None, spare: None };
 }
 
 /// To be called once, before anything else of this module.
@@ -122,15 +129,16 @@ fn send_on(bio: HeldBio, first: u64) {
     }
 }
 
-fn replaced(edit: impl FnOnce(&mut List) -> Result) -> Result<KBox<List>> {
+/// The list with one more.
+fn longer(tracker: Arc<Tracker>) -> Result<KBox<List>> {
     let mut list = List::new();
+    // The registry lock keeps the list; but allocation must not happen under RCU.
+    let n = {
+        let guard = rcu::read_lock();
+        TRACKERS.read(&guard).map_or(0, |l| l.len())
+    };
+    list.reserve(n.saturating_add(1), GFP_KERNEL)?;
     {
-        // The registry lock keeps the list; but allocation must not happen under RCU.
-        let n = {
-            let guard = rcu::read_lock();
-            TRACKERS.read(&guard).map_or(0, |l| l.len())
-        };
-        list.reserve(n.saturating_add(1), GFP_KERNEL)?;
         let guard = rcu::read_lock();
         if let Some(old) = TRACKERS.read(&guard) {
             for t in old {
@@ -138,42 +146,67 @@ fn replaced(edit: impl FnOnce(&mut List) -> Result) -> Result<KBox<List>> {
             }
         }
     }
-    edit(&mut list)?;
+    list.push_within_capacity(tracker).map_err(|_| ENOMEM)?;
     Ok(KBox::new(list, GFP_KERNEL)?)
 }
 
 /// Starts to show bios to `tracker`. May sleep.
 pub(crate) fn attach(tracker: Arc<Tracker>) -> Result {
-    let mut probe = REGISTRY.lock();
-    let list = replaced(|l| {
-        l.push_within_capacity(tracker).map_err(|_| ENOMEM)
-    })?;
-    if probe.is_none() {
-        *probe = Some(BioQueueProbe::register::<Hook>()?);
+    let mut registry = REGISTRY.lock();
+    let list = longer(tracker)?;
+    if registry.probe.is_none() {
+        registry.probe = Some(BioQueueProbe::register::<Hook>()?);
     }
-    drop(TRACKERS.replace(Some(list)).wait());
+    let mut old = TRACKERS.replace(Some(list)).wait();
+    if let Some(old) = old.as_mut() {
+        // Drops no tracker: all are in the new list.
+        old.clear();
+    }
+    registry.spare = old;
     Ok(())
 }
 
 /// Stops showing bios to tracker `id`; none is in its hands any more when this returns, but for
-/// those it holds. May sleep. Unknown numbers are ignored.
+/// those it holds. May sleep, needs no memory: a probe that stayed behind would outlive the module. Unknown
+/// numbers are ignored.
 pub(crate) fn detach(id: u64) {
-    let mut probe = REGISTRY.lock();
-    let Ok(list) = replaced(|l| {
-        l.retain(|t| t.id() != id);
-        Ok(())
-    }) else {
-        // No memory for a shorter list: the old one stays. Its tracker has no epoch, so all passes.
-        pr_warn!("no memory to forget a tracker; it stays, without effect\n");
-        return;
+    let mut registry = REGISTRY.lock();
+    let known = {
+        let guard = rcu::read_lock();
+        TRACKERS.read(&guard).is_some_and(|l| l.iter().any(|t| t.id() == id))
     };
-    let empty = list.is_empty();
-    let old = TRACKERS.replace((!empty).then_some(list)).wait();
-    if empty {
-        if let Some(p) = probe.take() {
-            p.unregister::<Hook>();
+    if !known {
+        return;
+    }
+    let mut rest = registry.spare.take();
+    if let Some(rest) = rest.as_mut() {
+        let guard = rcu::read_lock();
+        if let Some(list) = TRACKERS.read(&guard) {
+            for t in list.iter().filter(|t| t.id() != id) {
+                let _ = rest.push_within_capacity(t.clone());
+            }
         }
     }
-    drop(probe);
-    drop(old);
+    let rest = rest.filter(|l| !l.is_empty());
+    let empty = rest.is_none();
+    let mut old = TRACKERS.replace(rest).wait();
+    if empty {
+        if let Some(p) = registry.probe.take() {
+            p.unregister::<Hook>();
+        }
+        drop(registry);
+        drop(old);
+        return;
+    }
+    // The others are in the new list; this one may be dropped only when the lock is not held any more.
+    let mut gone = None;
+    if let Some(old) = old.as_mut() {
+        if let Some(i) = old.iter().position(|t| t.id() == id) {
+            gone = old.remove(i).ok();
+        }
+        old.clear();
+    }
+    registry.spare = old;
+    drop(registry);
+    drop(gone);
 }
