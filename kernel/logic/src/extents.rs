@@ -196,7 +196,18 @@ pub fn next_owned(by_origin: &[FileExtent], start: u64, len: u64) -> Option<File
 
 /// Whether any of `len` origin blocks from `start` on belongs to the file.
 pub fn overlaps(by_origin: &[FileExtent], start: u64, len: u64) -> bool {
-    next_owned(by_origin, start, len).is_some()
+    // As in `next_owned`, without the piece itself: every write asks this. Most lie before or behind the file.
+    let end = start.saturating_add(len);
+    let (Some(first), Some(last)) = (by_origin.first(), by_origin.last()) else {
+        return false;
+    };
+    if end <= first.origin_block || start >= last.origin_end() {
+        return false;
+    }
+    let first = by_origin.partition_point(|e| e.origin_end() <= start);
+    by_origin
+        .get(first)
+        .is_some_and(|e| len != 0 && e.len != 0 && e.origin_block < end)
 }
 
 /// Checks extents sorted by file: together they are exactly the blocks `0..file_blocks`, and all lie

@@ -190,6 +190,15 @@ impl Preserved {
         if start.checked_add(len).is_none_or(|end| end > self.blocks) {
             return false;
         }
+        let from = start % 64;
+        let to = from.saturating_add(len);
+        if len != 0 && to <= 64 {
+            // Most writes lie within a word. Acquire: see the module's description.
+            let m = mask(from, to);
+            return self
+                .cell(start)
+                .is_some_and(|word| word.load(Ordering::Acquire) & m == m);
+        }
         len == 0 || self.run(start, len) == (true, len)
     }
 

@@ -80,22 +80,32 @@ impl Regions {
     /// Whether a write to `len` blocks from `start` on may go. Notes that they are written to.
     /// The caller has entered them in the change map and passed a full barrier.
     pub fn is_open(&self, start: u64, len: u64) -> bool {
-        Groups::of(start, len).all(|(group, mask)| {
-            let Some(word) = self.groups.get(group) else {
-                return false;
-            };
-            // Acquire: pairs with `open`.
-            let now = word.load(Ordering::Acquire);
-            if now as u32 & mask != mask {
-                return false;
-            }
-            let touched = u64::from(mask) << TOUCHED_SHIFT;
-            if now & touched != touched {
-                // A hint for the owner, no more.
-                word.fetch_or(touched, Ordering::Relaxed);
-            }
-            true
-        })
+        let region = start / REGION_BLOCKS;
+        let behind = region.saturating_add(1).saturating_mul(REGION_BLOCKS);
+        if len != 0 && start.saturating_add(len) <= behind {
+            // Most writes lie within a region.
+            let group = usize::try_from(region / GROUP_REGIONS).unwrap_or(usize::MAX);
+            return self.are_open(group, 1u32.wrapping_shl((region % GROUP_REGIONS) as u32));
+        }
+        Groups::of(start, len).all(|(group, mask)| self.are_open(group, mask))
+    }
+
+    /// The same for these regions of a group.
+    fn are_open(&self, group: usize, mask: u32) -> bool {
+        let Some(word) = self.groups.get(group) else {
+            return false;
+        };
+        // Acquire: pairs with `open`.
+        let now = word.load(Ordering::Acquire);
+        if now as u32 & mask != mask {
+            return false;
+        }
+        let touched = u64::from(mask) << TOUCHED_SHIFT;
+        if now & touched != touched {
+            // A hint for the owner, no more.
+            word.fetch_or(touched, Ordering::Relaxed);
+        }
+        true
     }
 
     /// The marks of these regions are on disk.
