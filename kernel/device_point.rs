@@ -13,12 +13,12 @@ use crate::abi::cow::{self, Geometry};
 use crate::abi::ioctl::Extent;
 use crate::cow_file::{CowFile, Layout};
 use crate::device::{Device, Watch};
-use crate::epoch::Epoch;
+use crate::epoch::{Epoch, Guard};
 use crate::events::UnmountHandler;
 use crate::freeze::Frozen;
 use crate::logic::change_map::ChangeMap;
 use crate::logic::errno;
-use crate::logic::extents::{outside, sort_by_origin, FileExtent};
+use crate::logic::extents::{outside, sort_by_origin, FileExtent, Guarded};
 use crate::logic::private_format::{Identity, Root, RootState, Sibling, ROOT_PIECES};
 use crate::logic::sizes::{self, FileSizes, MAX_FILE_BYTES};
 use crate::origin::Origin;
@@ -176,20 +176,24 @@ fn shown_as_zeros(private: &[FileExtent], geometry: Geometry) -> Result<KVVec<Fi
     Ok(out)
 }
 
-/// Extents in order of origin blocks, as the guard of an epoch.
-pub(crate) fn guard(lists: &[&[FileExtent]]) -> Result<Arc<KVVec<FileExtent>>> {
+/// The guard of an epoch over these extents.
+pub(crate) fn guard(lists: &[&[FileExtent]]) -> Result<Arc<Guard>> {
+    Ok(Arc::new(Guarded::new(by_origin(lists)?), GFP_KERNEL)?)
+}
+
+fn by_origin(lists: &[&[FileExtent]]) -> Result<KVVec<FileExtent>> {
     let mut out = KVVec::new();
     for list in lists {
         out.extend_from_slice(list, GFP_KERNEL)?;
     }
     sort_by_origin(&mut out);
-    Ok(Arc::new(out, GFP_KERNEL)?)
+    Ok(out)
 }
 
 /// The same for the EXTENTS call.
 pub(crate) fn origin_extents(list: &[FileExtent]) -> Result<KVVec<Extent>> {
     let mut out = KVVec::with_capacity(list.len(), GFP_KERNEL)?;
-    for e in guard(&[list])?.iter() {
+    for e in &by_origin(&[list])? {
         let extent = Extent {
             start: e.origin_block,
             len: e.len,

@@ -463,12 +463,13 @@ impl Log {
     ///
     /// A write to the first block, which holds the superblock, never finds it open: what it makes of the
     /// block has to be in the root first. `bio` is its key: once that has been done it may go.
+    #[inline]
     pub(crate) fn is_open(&self, start: u64, len: u64, bio: usize) -> bool {
         self.is_stopped()
             || faults::active(Fault::NoLog)
             || (!self.foreign.load(Ordering::Acquire)
-                && (self.regions.is_open(start, len) || faults::active(Fault::NoRegionMark))
-                && (start != 0 || self.let_through.load(Ordering::Acquire) == bio))
+                && (start != 0 || self.let_through.load(Ordering::Acquire) == bio)
+                && (faults::active(Fault::NoRegionMark) || self.regions.is_open(start, len)))
     }
 
     /// A bio that found the log open is on its way: a later one at the same place in memory is another.

@@ -2,13 +2,13 @@
 //! One tracked block device: decides about each bio sent to it, and holds back those that must wait.
 
 use crate::claim;
-use crate::epoch::Epoch;
+use crate::epoch::{Epoch, Guard};
 use crate::events::SnapshotEvents;
 use crate::faults::{self, Fault};
 use crate::intercept;
 use crate::logic::{
     decide::{self, Decision, Facts, Op, Protection},
-    extents::{self, FileExtent},
+    extents::FileExtent,
     space::Segment,
 };
 use crate::origin::Origin;
@@ -43,7 +43,7 @@ struct Waits {
     /// Cleared only when `held` is empty and no epoch has it.
     snapshot: Option<Arc<Snapshot>>,
     logs: [Option<Arc<Log>>; 2],
-    guard: Option<Arc<KVVec<FileExtent>>>,
+    guard: Option<Arc<Guard>>,
 }
 
 /// What is to be done with a held bio.
@@ -177,10 +177,10 @@ impl HoldQueue {
     }
 
     /// Whether a bio reaches into the COW file.
-    fn hits(&self, guard: &[FileExtent], bio: BioRef<'_>) -> bool {
+    fn hits(&self, guard: &Guard, bio: BioRef<'_>) -> bool {
         let (start, sectors) = (self.bdev.start_sector(), self.bdev.sectors());
         decide::block_range(bio.sector(), bio.sectors(), start, sectors)
-            .is_some_and(|(block, len)| extents::overlaps(guard, block, len))
+            .is_some_and(|(block, len)| guard.is_hit(block, len))
     }
 }
 
@@ -219,6 +219,7 @@ pub(crate) struct Tracker {
     origin: Arc<Origin>,
 }
 
+#[inline]
 fn op_of(bio: BioRef<'_>) -> Op {
     if bio.sectors() == 0 {
         return Op::Flush;
@@ -471,15 +472,13 @@ impl Tracker {
         }
         let Some(epoch) = self.epoch.read(guard) else { return Action::Pass };
         let snapshot = epoch.snapshot.as_ref();
-        if snapshot.is_some_and(|s| s.is_own(bio))
-            || epoch.logs().any(|log| log.is_own(bio))
-        {
+        if epoch.sent(bio) {
             return Action::Pass;
         }
         if self.hold.shut.load(Ordering::Relaxed) {
             return Action::Redirect;
         }
-        let decision = decide::decide(Facts {
+        let decision = decide::decide(&Facts {
             op: op_of(bio),
             protection: match snapshot {
                 None => Protection::None,
@@ -488,8 +487,7 @@ impl Tracker {
                 Some(_) => Protection::Active,
             },
             preserved: snapshot.is_some_and(|s| s.preserved.all(block, len)),
-            hits_guard: !faults::active(Fault::NoGuard)
-                && extents::overlaps(&epoch.guard, block, len),
+            hits_guard: !faults::active(Fault::NoGuard) && epoch.guard.is_hit(block, len),
         });
         let mut closed = false;
         if decision.marks() && !faults::active(Fault::NoMark) {
@@ -498,16 +496,18 @@ impl Tracker {
             if let Some(previous) = &epoch.previous {
                 previous.mark(block, len);
             }
-            closed = epoch.logs().any(|log| !log.is_open(block, len, bio.key()));
+            closed = !epoch.is_open(block, len, bio.key());
         }
-        match self.follow(decision, epoch, (block, len)) {
-            Action::Pass if closed => Action::Redirect,
-            Action::Pass => {
-                epoch.logs().for_each(|log| log.gone(block, bio.key()));
-                Action::Pass
-            }
-            Action::Redirect => Action::Redirect,
+        let action = match decision {
+            Decision::Pass | Decision::MarkAndPass => Action::Pass,
+            Decision::Hold | Decision::DropDiscard => Action::Redirect,
+            ending => self.end_what_is_hit(ending, epoch, (block, len)),
+        };
+        if action == Action::Redirect || closed {
+            return Action::Redirect;
         }
+        epoch.gone(block, bio.key());
+        Action::Pass
     }
 
     /// Enters the blocks of a bio that waits in the change maps of now.
@@ -521,7 +521,9 @@ impl Tracker {
         }
     }
 
-    fn follow(&self, decision: Decision, epoch: &Epoch, (block, len): (u64, u64)) -> Action {
+    /// The decisions that end the snapshot, or the chain.
+    #[cold]
+    fn end_what_is_hit(&self, decision: Decision, epoch: &Epoch, (block, len): (u64, u64)) -> Action {
         let snapshot = epoch.snapshot.as_ref();
         match decision {
             Decision::Pass | Decision::MarkAndPass => Action::Pass,

@@ -54,15 +54,20 @@ fn set_bits(leaf: &Leaf, from: u64, to: u64) -> u64 {
         if base >= to {
             break;
         }
-        let m = mask(from.saturating_sub(base), to.saturating_sub(base).min(64));
-        new = new.wrapping_add(or_word(word, m));
+        let n = or_word(
+            word,
+            from.saturating_sub(base),
+            to.saturating_sub(base).min(64),
+        );
+        new = new.wrapping_add(n);
         base = base.wrapping_add(64);
     }
     new
 }
 
-/// Sets the bits `m` of a word and returns how many of them were not set before.
-fn or_word(word: &AtomicU64, m: u64) -> u64 {
+/// Sets the bits `from..to` of a word (`from < to <= 64`) and returns how many of them were not set before.
+fn or_word(word: &AtomicU64, from: u64, to: u64) -> u64 {
+    let m = mask(from, to);
     // A block that is written again and again stays in everybody's cache: look before writing. The
     // fence at the end of `mark` orders this look as it orders the write.
     if word.load(Ordering::Relaxed) & m == m {
@@ -70,6 +75,10 @@ fn or_word(word: &AtomicU64, m: u64) -> u64 {
     }
     // Of several callers that set the same bit exactly one sees it clear: this counts each bit once.
     let old = word.fetch_or(m, Ordering::AcqRel);
+    if old & m == 0 {
+        // Counting ones takes twenty instructions, as the kernel is built.
+        return to.wrapping_sub(from);
+    }
     u64::from((m & !old).count_ones())
 }
 
@@ -121,8 +130,7 @@ impl ChangeMap {
         let Some(word) = leaf.get(index(start % LEAF_BLOCKS / 64)) else {
             return false;
         };
-        let m = mask(start.saturating_sub(base), end.saturating_sub(base));
-        let new = or_word(word, m);
+        let new = or_word(word, start.saturating_sub(base), end.saturating_sub(base));
         if new != 0 {
             // Relaxed: as in `mark_pieces`.
             self.marked.fetch_add(new, Ordering::Relaxed);

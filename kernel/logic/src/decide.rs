@@ -106,7 +106,8 @@ impl Decision {
 /// 4. Without an active snapshot everything is marked and goes.
 /// 5. Writes and write-zeroes go when all blocks are preserved, else they wait for that.
 /// 6. Secure erase ends the snapshot: its point is that no copy stays. So does what we do not know.
-pub const fn decide(facts: Facts) -> Decision {
+#[inline]
+pub const fn decide(facts: &Facts) -> Decision {
     let active = matches!(facts.protection, Protection::Active);
     match facts.op {
         Op::Read | Op::Flush => Decision::Pass,
@@ -128,6 +129,7 @@ pub const fn decide(facts: Facts) -> Decision {
 /// The blocks of the tracked range that a bio touches: the first and how many. `None` when it touches
 /// none. All arguments are in 512-byte sectors; the bio's and the origin's first sector count from
 /// the start of the same disk.
+#[inline]
 pub const fn block_range(
     bio_sector: u64,
     bio_sectors: u64,

@@ -16,7 +16,7 @@
 //! Any context.
 
 use super::abi::cow::SECTORS_PER_BLOCK;
-use core::ops::Range;
+use core::ops::{Deref, Range};
 
 /// A piece of the COW file that is contiguous on the origin. All numbers are 4096-byte blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,19 +195,59 @@ pub fn next_owned(by_origin: &[FileExtent], start: u64, len: u64) -> Option<File
 }
 
 /// Whether any of `len` origin blocks from `start` on belongs to the file.
+#[inline]
 pub fn overlaps(by_origin: &[FileExtent], start: u64, len: u64) -> bool {
-    // As in `next_owned`, without the piece itself: every write asks this. Most lie before or behind the file.
+    // Most lie before or behind the file.
     let end = start.saturating_add(len);
     let (Some(first), Some(last)) = (by_origin.first(), by_origin.last()) else {
         return false;
     };
-    if end <= first.origin_block || start >= last.origin_end() {
-        return false;
-    }
+    end > first.origin_block && start < last.origin_end() && overlaps_within(by_origin, start, len)
+}
+
+/// The same for blocks between the file's.
+#[inline(never)]
+fn overlaps_within(by_origin: &[FileExtent], start: u64, len: u64) -> bool {
+    // As in `next_owned`, without the piece itself.
+    let end = start.saturating_add(len);
     let first = by_origin.partition_point(|e| e.origin_end() <= start);
     by_origin
         .get(first)
         .is_some_and(|e| len != 0 && e.len != 0 && e.origin_block < end)
+}
+
+/// Extents that nobody else may write to, asked about for every write.
+pub struct Guarded<L> {
+    by_origin: L,
+    /// The widest gap between two of them, from its first block to the one behind it: what lies in there
+    /// needs no search.
+    gap: (u64, u64),
+}
+
+impl<L: Deref<Target = [FileExtent]>> Guarded<L> {
+    /// Of extents in order of origin blocks, none of which overlaps another.
+    pub fn new(by_origin: L) -> Self {
+        let starts = by_origin.iter().skip(1).map(|e| e.origin_block);
+        let gap = by_origin
+            .iter()
+            .map(FileExtent::origin_end)
+            .zip(starts)
+            .max_by_key(|(end, start)| start.saturating_sub(*end))
+            .unwrap_or((0, 0));
+        Self { by_origin, gap }
+    }
+
+    /// In order of origin blocks.
+    pub fn extents(&self) -> &[FileExtent] {
+        &self.by_origin
+    }
+
+    /// Whether any of `len` blocks from `start` on is guarded. Any context.
+    #[inline]
+    pub fn is_hit(&self, start: u64, len: u64) -> bool {
+        let in_gap = start >= self.gap.0 && start.saturating_add(len) <= self.gap.1;
+        !in_gap && overlaps(&self.by_origin, start, len)
+    }
 }
 
 /// Checks extents sorted by file: together they are exactly the blocks `0..file_blocks`, and all lie

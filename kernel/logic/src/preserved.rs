@@ -137,6 +137,7 @@ impl Preserved {
         }
     }
 
+    #[inline]
     fn cell(&self, block: u64) -> Option<&AtomicU64> {
         let leaf = self.root.get(index(block / LEAF_BLOCKS))?.page()?;
         leaf.get(index(block % LEAF_BLOCKS / 64))
@@ -186,20 +187,25 @@ impl Preserved {
 
     /// Whether all of these blocks are preserved, so that a write to them need not wait. False when
     /// the range reaches behind the end of the map.
+    #[inline]
     pub fn all(&self, start: u64, len: u64) -> bool {
-        if start.checked_add(len).is_none_or(|end| end > self.blocks) {
-            return false;
-        }
         let from = start % 64;
         let to = from.saturating_add(len);
         if len != 0 && to <= 64 {
-            // Most writes lie within a word. Acquire: see the module's description.
+            // Most writes lie within a word. No bit is set behind the end. Acquire: see the module's description.
             let m = mask(from, to);
             return self
                 .cell(start)
                 .is_some_and(|word| word.load(Ordering::Acquire) & m == m);
         }
-        len == 0 || self.run(start, len) == (true, len)
+        self.all_of_words(start, len)
+    }
+
+    /// The same for any blocks.
+    #[inline(never)]
+    fn all_of_words(&self, start: u64, len: u64) -> bool {
+        let within = start.checked_add(len).is_some_and(|end| end <= self.blocks);
+        within && (len == 0 || self.run(start, len) == (true, len))
     }
 
     /// Memory that the map holds, in bytes.

@@ -79,18 +79,26 @@ impl Regions {
 
     /// Whether a write to `len` blocks from `start` on may go. Notes that they are written to.
     /// The caller has entered them in the change map and passed a full barrier.
+    #[inline]
     pub fn is_open(&self, start: u64, len: u64) -> bool {
         let region = start / REGION_BLOCKS;
-        let behind = region.saturating_add(1).saturating_mul(REGION_BLOCKS);
-        if len != 0 && start.saturating_add(len) <= behind {
+        let last = start.saturating_add(len).saturating_sub(1);
+        if len != 0 && last / REGION_BLOCKS == region {
             // Most writes lie within a region.
             let group = usize::try_from(region / GROUP_REGIONS).unwrap_or(usize::MAX);
             return self.are_open(group, 1u32.wrapping_shl((region % GROUP_REGIONS) as u32));
         }
+        self.are_all_open(start, len)
+    }
+
+    /// The same for any blocks.
+    #[inline(never)]
+    fn are_all_open(&self, start: u64, len: u64) -> bool {
         Groups::of(start, len).all(|(group, mask)| self.are_open(group, mask))
     }
 
     /// The same for these regions of a group.
+    #[inline]
     fn are_open(&self, group: usize, mask: u32) -> bool {
         let Some(word) = self.groups.get(group) else {
             return false;

@@ -35,7 +35,7 @@ fn all() -> impl Iterator<Item = Facts> {
 #[test]
 fn no_fact_breaks_a_promise() {
     for f in all() {
-        let d = decide(f);
+        let d = decide(&f);
         let changes = !matches!(f.op, Op::Read | Op::Flush);
         let goes_on = d != Decision::DropDiscard;
         // Every change that reaches the disk is marked, and nothing else.
@@ -67,7 +67,7 @@ fn the_rules() {
     use Decision::*;
     use Protection::{Active, Failed, None};
     let ask = |op, protection, preserved, hits_guard| {
-        decide(Facts {
+        decide(&Facts {
             op,
             protection,
             preserved,

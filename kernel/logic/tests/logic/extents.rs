@@ -86,6 +86,7 @@ proptest! {
                 prop_assert_eq!(left, run as u64);
             }
         }
+        let guarded = Guarded::new(by_origin.clone());
         for o in 0..ORIGIN {
             prop_assert_eq!(owner(&by_origin, o).map(|l| l.0), owners[o as usize]);
             if let Some((f, left)) = owner(&by_origin, o) {
@@ -97,6 +98,7 @@ proptest! {
                 let got = next_owned(&by_origin, o, len);
                 prop_assert_eq!(got.map(|e| e.origin_block), first);
                 prop_assert_eq!(overlaps(&by_origin, o, len), first.is_some());
+                prop_assert_eq!(guarded.is_hit(o, len), first.is_some());
                 if let Some(e) = got {
                     let (f, left) = owner(&by_origin, e.origin_block).unwrap();
                     prop_assert_eq!(e.file_block, f);
