@@ -6,6 +6,14 @@ MARKS = ("the look at every write: entering it in the map of changes, asking for
          "place; how many instructions that is stands in the second table above")
 READ = ("each write needs a read of the old data before it: a second request through the block layer, the hand-over from its "
         "completion to a work item and back to the writer, a place in the index, and its share of a large write of copies")
+# By single steps through 467 writes (every instruction of that VM logged), against the bare device's 477.
+STEPS = ("18100 instructions are added to 13600. A third of them are two switches between tasks and the work queue: a write that "
+         "waited can only be handed on by a task, and with disks that answer after ten microseconds each completion "
+         "finds one waiting. A seventh moves data in this VM's memory, which a disk does by itself: the old data from the "
+         "disk, and to the COW file. A quarter is the second request: the block layer, its interrupt, its timer. A seventh is "
+         "our own code. If that cost nothing, 0.47; if nobody were switched to either, 0.60. dm-snapshot gets there with "
+         "chunks of 64 KiB because this load overwrites all sixteen blocks of each: one copy for sixteen writes. "
+         "Waking the task for eight completions at a time was tried: there are not eight, and no figure changed")
 BIO = ("each read is cloned, and the clone goes through the block layer once more: the same as for dm-snapshot and any other "
        "bio-based device in between")
 BOUNDS = {
@@ -17,6 +25,7 @@ BOUNDS = {
     ("seqwrite", "snapshot-rewrite"): MARKS + "; and whether the old data is preserved",
     ("randwrite-qd1", "snapshot-first"): READ,
     ("randwrite-qd32", "snapshot-first"): READ,
+    ("randwrite-qd32", "snapshot-first", "instructions"): STEPS,
     ("seqwrite", "snapshot-first"): "three times the data is moved: read, copied and written, all by one VM's CPUs",
     ("snapread-rand", "snapshot-first"): BIO,
     ("snapread-seq", "snapshot-first"): BIO,
