@@ -54,7 +54,7 @@ demo: module tools
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/demo.sh
 
-test: build-every test-host test-vm test-powercut test-debian test-stress
+test: build-every test-host test-vm test-crash test-stress
 
 # Both kernels must take the module, also where only the first one is booted.
 build-every:
@@ -77,8 +77,20 @@ test-vm: module tools
 	done
 
 # The packages in a Debian with its own systemd, over reboots and crashes.
+DEBIAN = QUICK=$(QUICK) KILLS=$(KILLS) BOOTS=$(BOOTS) SEED=$(SEED) tests/debian/run.sh $(FIRST)
 test-debian: deb
-	@KILLS=$(KILLS) BOOTS=$(BOOTS) SEED=$(SEED) tests/debian/run.sh $(FIRST)
+	@$(DEBIAN)
+
+# That and a few power cuts, side by side: one VM each, whose output comes when it is done.
+.PHONY: test-crash only-debian only-powercut
+test-crash: deb
+	@scripts/stage-modules.sh $(FIRST)
+	@scripts/vm-image.sh $(FIRST)
+	$(MAKE) --jobs=2 --output-sync=target QUICK=1 only-debian only-powercut
+only-debian:
+	@$(DEBIAN)
+only-powercut:
+	@$(POWERCUT)
 
 deb: module tools
 	@scripts/deb.sh $(TARGETS)
@@ -94,15 +106,17 @@ test-powercut:
 
 # Goes on where it was stopped; results and recordings are in target/powercut. The whole of it also kills the
 # Debian VM KILLS times.
-N ?= $(if $(QUICK),9,200)
+N ?= $(if $(QUICK),6,200)
 SEED ?= 1
+POWERCUT = scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 1 --rounds 1) \
+    $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
 powercut: KILLS ?= 10
 powercut: module tools $(if $(QUICK)$(FAULT),,deb)
 	@$(if $(FAULT),scripts/build-module.sh $(FIRST) faults)
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/vm-image.sh $(FIRST)
-	@$(if $(QUICK)$(FAULT),,KILLS=$(KILLS) SEED=$(SEED) tests/debian/run.sh $(FIRST))
-	@scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 1) $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
+	@$(if $(QUICK)$(FAULT),,$(DEBIAN))
+	@$(POWERCUT)
 
 # The programs of tests/stress, one VM each. SLOW=4: a kernel or machine on which everything takes so much longer.
 STRESS_FLAGS = --seed $(SEED) $(if $(COUNT),--count $(COUNT)) $(if $(FRESH),--fresh) $(if $(FAULT),--fault $(FAULT)) \

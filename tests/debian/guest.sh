@@ -177,7 +177,7 @@ snapshot)
     both snapshot
     exact
     ;;
-crash | reset)
+crash | last-crash | reset)
     both incremental
     say "after the crash: $(json 0 crash_blocks) of $(json 0 nr_changed_blocks) blocks of the root," \
         "$(json 1 crash_blocks) of $(json 1 nr_changed_blocks) of /data only because nobody knows"
@@ -268,8 +268,8 @@ crash)
     sleep 2
     echo b >/proc/sysrq-trigger
     ;;
-reset)
-    next_snapshot 4
+last-crash | reset)
+    if [ $stage = reset ]; then next_snapshot 4; else next_snapshot 3; fi
     incremental
     work 7
     sed -i 's|cow=[^ ]*|cow=/.none|' $list

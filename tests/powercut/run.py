@@ -28,7 +28,6 @@ import vm  # noqa: E402
 DISK = 164 << 20
 SCRATCH = 1 << 30
 PARTITION = 1 << 20     # where the filesystem begins
-ROUNDS = 2
 DISKS_EACH = 14         # cuts that one VM looks at
 SIZE = 160 << 20        # of the filesystem's partition
 # What a cut hits. One turn of this wheel has each as often as it matters.
@@ -143,7 +142,7 @@ class Run:
         # Results and recordings count only for what they were made with.
         self.digest = digest_of(used) + (f"-fault{options.fault}" if options.fault else "") \
             + ("-plain" if options.no_module else "") + (f"-lies{options.lies}" if options.lies else "") \
-            + (f"-{options.fs}" if options.fs else "")
+            + (f"-{options.fs}" if options.fs else "") + (f"-{options.rounds}" if options.rounds != 2 else "")
         self.results_path = os.path.join(self.work, "results.jsonl")
         # The recording that a cut is made of.
         self.source_of = {}
@@ -185,7 +184,7 @@ class Run:
                 # What is only done once must not touch the images.
                 disks = recorded_disk(disk, log, append) + plain_disk(0, scratch, folder != parent) \
                     + plain_disk(1, images, folder != parent)
-                status = boot(self.insmod(self.module, fault) + f"ROUNDS={ROUNDS} exec /t/powercut/record {life}",
+                status = boot(self.insmod(self.module, fault) + f"ROUNDS={self.o.rounds} exec /t/powercut/record {life}",
                               self.o.bin, disks, 900, show, os.path.join(folder, f"life{n + 1}"))
                 if status != 0:
                     lines.append(f"life {n + 1}: {status}")
@@ -229,7 +228,7 @@ class Run:
         note = self.known(folder)
         if note:
             return Source(folder, note, folder)
-        self.empty(folder, disk_img=DISK, log=0, scratch_img=SCRATCH, images_img=(ROUNDS + 1) * SIZE)
+        self.empty(folder, disk_img=DISK, log=0, scratch_img=SCRATCH, images_img=(self.o.rounds + 1) * SIZE)
         start = time.monotonic()
         seed = random.Random(f"{self.o.seed}/{fs}/{number}").randrange(1, 30000)
         lives = [f"{fs} {seed} {life}" for life in (1, 2, 3, 4)]
@@ -310,14 +309,14 @@ class Run:
             add("again", "mount5-end", "again5-end", cows)
             return found
         add("setup", "setup0-begin", "setup0-end", "0")
-        for n in range(ROUNDS + 1):
+        for n in range(self.o.rounds + 1):
             ready = "setup0-end" if n == 0 else f"snap{n}-end"
             add("snapshot", ready, f"inc{n}-begin", str(n))
             add("to-incremental", f"inc{n}-begin", f"inc{n}-end", str(n))
-            add("incremental", f"inc{n}-end", f"snap{n + 1}-begin" if n < ROUNDS else "steady-end", str(n))
+            add("incremental", f"inc{n}-end", f"snap{n + 1}-begin" if n < self.o.rounds else "steady-end", str(n))
             add("to-snapshot", f"snap{n + 1}-begin", f"snap{n + 1}-end", f"{n},{n + 1}")
         # From the unmount that seals, over the reboot, to the life after it.
-        last = str(ROUNDS)
+        last = str(self.o.rounds)
         lives = [i for i, name in marks if name == "umount-begin"]
         if lives and "again-end" in at:
             found["sealed"] = [(lives[0] + 1, at["reload-end"], last),
@@ -588,6 +587,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--cuts", type=int, default=200)
     p.add_argument("--each", type=int, default=50, help="cuts of one recording")
+    p.add_argument("--rounds", type=int, default=2, help="increments in a recording")
     p.add_argument("--again", type=int, default=2,
                    help="cuts of one recording whose reload, mount and new life are recorded and cut again")
     p.add_argument("--seed", default="1")
