@@ -29,8 +29,9 @@ use std::time::{Duration, Instant};
 const REST: &str = "/run/dattobd/reload_devices";
 /// Set for the process that does the work.
 const WORKER: &str = "DATTOBD_BOOT_WORKER";
-/// Besides waiting for devices: for all that mounts, modprobe and the driver do.
-const WORK_TIME: Duration = Duration::from_secs(20);
+/// Besides waiting for devices: for all that mounts, modprobe and the driver do. A machine that is busy can take
+/// half a minute to load a filesystem's module, and giving up costs a full backup; less than systemd waits for a disk.
+const WORK_TIME: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Tells somebody. In an initramfs only the kernel log is still there later.
