@@ -51,6 +51,6 @@ pub struct Cli {
     pub quiet: bool,
 
     /// Reads under way at once.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub queue_depth: u8,
 }

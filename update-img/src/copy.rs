@@ -13,7 +13,8 @@ use ioctl_abi::ioctl::Extent;
 use nix::fcntl::{posix_fadvise, PosixFadviseAdvice};
 use nix::libc;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver};
 use std::sync::{Mutex, PoisonError};
@@ -28,6 +29,13 @@ pub struct Done {
     /// Read requests, as many writes.
     pub requests: u64,
 }
+
+/// Requests handed out together, when they are small: for a block of 4 KiB, taking turns at the queue
+/// costs as much as reading it does.
+const BATCH: usize = 16;
+
+/// What direct reads want of a buffer's address, on any disk.
+const PAGE: usize = 4096;
 
 struct Shared<'a> {
     from: &'a File,
@@ -72,20 +80,57 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn work(&self, queue: &Mutex<Receiver<Request>>) {
-        let mut buffer = vec![0; MAX_REQUEST as usize];
+    fn work(&self, queue: &Mutex<Receiver<Vec<Request>>>) {
+        let mut buffer = vec![0; MAX_REQUEST as usize + PAGE];
+        let aligned = buffer.as_ptr().align_offset(PAGE).min(PAGE);
+        let buffer = &mut buffer[aligned..][..MAX_REQUEST as usize];
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(request) = next else { return };
-            if self.stop.load(Ordering::SeqCst) {
-                // Drained, so that the sender never blocks.
-                continue;
-            }
-            if let Err(e) = self.one(request, &mut buffer) {
-                self.fail(e);
+            let Ok(batch) = next else { return };
+            for request in batch {
+                if self.stop.load(Ordering::SeqCst) {
+                    // The queue is drained, so that the sender never blocks.
+                    break;
+                }
+                if let Err(e) = self.one(request, buffer) {
+                    self.fail(e);
+                }
             }
         }
     }
+}
+
+/// Requests that are gathered for one worker.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<Request>,
+    bytes: u64,
+}
+
+impl Batch {
+    /// Adds one; they come back when they are enough.
+    fn add(&mut self, request: Request) -> Option<Vec<Request>> {
+        self.bytes += request.len;
+        self.requests.push(request);
+        if self.requests.len() < BATCH && self.bytes < MAX_REQUEST {
+            return None;
+        }
+        self.bytes = 0;
+        Some(std::mem::take(&mut self.requests))
+    }
+}
+
+/// The same block device once more, past the page cache: what is read once must not drive out of it what the
+/// machine works with. `None`: it is a file, or cannot be opened like that.
+fn direct(device: &File) -> Option<File> {
+    if !device.metadata().ok()?.file_type().is_block_device() {
+        return None;
+    }
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(format!("/proc/self/fd/{}", device.as_raw_fd()))
+        .ok()
 }
 
 /// Copies all `runs` from `from` to `to`, with `depth` requests under way, and flushes `to`. `stage` says how far
@@ -106,8 +151,9 @@ pub fn copy<E: Into<anyhow::Error>>(
     // No read-ahead: between changed blocks it would read what did not change. Advice only, so a
     // failure changes nothing.
     let _ = posix_fadvise(from, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
+    let direct = direct(from);
     let shared = Shared {
-        from,
+        from: direct.as_ref().unwrap_or(from),
         to,
         bar,
         stage,
@@ -124,6 +170,7 @@ pub fn copy<E: Into<anyhow::Error>>(
         let workers: Vec<_> = (0..depth.max(1))
             .map(|_| scope.spawn(move || shared.work(queue)))
             .collect();
+        let mut batch = Batch::default();
         'all: for run in runs {
             let run = match run {
                 Ok(run) => run,
@@ -134,11 +181,18 @@ pub fn copy<E: Into<anyhow::Error>>(
             };
             blocks += run.len;
             for request in requests(run, device_bytes) {
-                if shared.stop.load(Ordering::SeqCst) || send.send(request).is_err() {
+                if shared.stop.load(Ordering::SeqCst) {
                     break 'all;
+                }
+                if let Some(full) = batch.add(request) {
+                    if send.send(full).is_err() {
+                        break 'all;
+                    }
                 }
             }
         }
+        // Fails only when no worker is left, which is noticed below.
+        let _ = send.send(batch.requests);
         drop(send);
         for worker in workers {
             if worker.join().is_err() {
