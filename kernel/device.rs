@@ -60,6 +60,8 @@ pub(crate) struct Live {
     pub(crate) freeze_ns: u64,
     /// Blocks that crashes have added to the changes since the snapshot was taken.
     pub(crate) crash_blocks: u64,
+    /// The COW file before this one could not be completed yet (`device_mount.rs`).
+    pub(crate) behind: bool,
     /// Blocks that were free at the snapshot point, for growing by itself.
     pub(crate) free_at_point: Option<KVVec<Extent>>,
 }

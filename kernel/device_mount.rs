@@ -96,7 +96,7 @@ impl Device {
         let Some(tracker) = live.tracker.clone() else { return false };
         if !this.unmounted() || this.chain_error() != 0 {
             tracker.listen(false);
-            return false;
+            return this.catch_up(live);
         }
         if live.origin.device().is_gone() {
             this.end_chain(ENODEV);
@@ -113,6 +113,10 @@ impl Device {
                 let mut view = this.view.lock();
                 view.joining = false;
                 view.unverified = false;
+                drop(view);
+                if live.behind {
+                    Self::look_later(this);
+                }
                 return false;
             }
             Ok(false) => this.view.lock().joining = false,
@@ -234,8 +238,17 @@ impl Device {
         );
     }
 
+    /// Does what the mount could not: it was read-only, as an initramfs mounts the root. Whether it is still to be
+    /// done.
+    pub(crate) fn catch_up(&self, live: &mut Live) -> bool {
+        if live.behind && !self.unmounted() && self.chain_error() == 0 {
+            self.complete_predecessor(live);
+        }
+        live.behind && self.chain_error() == 0
+    }
+
     /// A crash or an unmount has interrupted the hand-over of the file before: completes it.
-    fn complete_predecessor(&self, live: &Live) {
+    fn complete_predecessor(&self, live: &mut Live) {
         let (Some(log), Some(file)) = (live.log.as_ref(), live.file.as_ref()) else {
             return;
         };
@@ -252,16 +265,25 @@ impl Device {
             // Deleted meanwhile: nobody wants it.
             Err(e) if e == ENOENT || e == ESTALE => {}
             Err(e) => {
-                // The next mount tries again.
-                pr_err!(
-                    "datto{}: the COW file before this one could not be completed: error {}\n",
-                    self.minor(),
-                    e.to_errno()
-                );
+                // The poll, the next transition and the next mount try again.
+                if !live.behind && e == EROFS {
+                    pr_info!(
+                        "datto{}: the COW file before this one is completed once it can be written to\n",
+                        self.minor()
+                    );
+                } else if !live.behind {
+                    pr_err!(
+                        "datto{}: the COW file before this one could not be completed: error {}\n",
+                        self.minor(),
+                        e.to_errno()
+                    );
+                }
+                live.behind = true;
                 return;
             }
         }
         let _ = log.update_root(|root| root.predecessor = Sibling::default());
+        live.behind = false;
     }
 
     /// Logs what went wrong in a step that can be done without.

@@ -130,6 +130,7 @@ impl Device {
             falloc_size: 0,
             freeze_ns: 0,
             crash_blocks: 0,
+            behind: false,
             free_at_point: None,
         })
     }
@@ -282,6 +283,7 @@ impl Device {
             falloc_size,
             freeze_ns: 0,
             crash_blocks,
+            behind: false,
             free_at_point: None,
         };
         this.start_tracking(tracker);

@@ -133,6 +133,7 @@ impl Device {
             file: prepared.file.keep(),
             snapshot_mode: true,
             crash_blocks: 0,
+            behind: false,
             free_at_point: None,
         };
         if let Some(log) = live.log.as_ref() {

@@ -217,6 +217,8 @@ impl Device {
     }
 
     fn to_snapshot(this: &Arc<Self>, live: &mut Live, cow: &CStr, fallocated_mib: u64) -> Result {
+        // The new root names the file of now as the one before it: the one before that must be complete.
+        this.catch_up(live);
         let file = live.file.as_ref().ok_or(EINVAL)?;
         let tracker = live.tracker.as_ref().ok_or(EINVAL)?;
         if live.outgrown() {
@@ -295,13 +297,17 @@ impl Device {
                     }
                 }
                 // The snapshot is as good as any. That the increment is not there, its reader sees: the
-                // file is not marked clean. The next mount tries again.
-                Err(e) => pr_err!(
-                    "datto{}: the finished COW file could not be completed: error {}. The new \
-                     snapshot is good; without that file the next backup must be a full one.\n",
-                    this.minor(),
-                    e.to_errno()
-                ),
+                // file is not marked clean. The poll and the next mount try again.
+                Err(e) => {
+                    pr_err!(
+                        "datto{}: the finished COW file could not be completed: error {}. The new \
+                         snapshot is good; without that file the next backup must be a full one.\n",
+                        this.minor(),
+                        e.to_errno()
+                    );
+                    live.behind = true;
+                    Self::look_later(this);
+                }
             }
         }
         match SnapshotDisk::add(this.minor(), snapshot.clone()) {
