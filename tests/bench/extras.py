@@ -73,8 +73,8 @@ OTHER = """`first-touch`: a block in each region of 4 MiB, one after the other: 
 is not tracked, with the module loaded, and with another disk tracked. `randwrite-qd32-cache`: first overwrites in random order,
 with the default limit of the index of copies and with a tenth of what it has used (`-c`; at least 64 KiB)."""
 
-OPERATIONS = """Wall time. Sparse disks in memory; changes are made with write-zeroes in a file that was only preallocated, so many percent before each operation. "-": left out,
-as the copies (10 % of 1 TiB) would take longer than all the rest. `fsfreeze`: freeze and thaw of the same filesystem before it is tracked,
+OPERATIONS = """Wall time. Sparse disks in memory; changes are made with write-zeroes in a file that was only preallocated, so many percent
+before each operation. "-": left out, as the copies (10 % of 1 TiB) would take longer than all the rest. `fsfreeze`: freeze and thaw of the same filesystem before it is tracked,
 with as much to write back."""
 
 PLAIN = """In the VM that counts instructions a second is 10⁹ of them, waiting included; requests take 10 microseconds there.
