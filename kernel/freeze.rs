@@ -31,6 +31,11 @@ impl Frozen {
         if !sb.writes_stopped() {
             sb.sync();
         }
+        Self::at_once(sb)
+    }
+
+    /// The same, without writing anything back before writers wait.
+    pub(crate) fn at_once(sb: ActiveSuper) -> Result<Self> {
         let no_io = NoIo::enter();
         let since = Instant::<Monotonic>::now();
         let frozen = FrozenSuper::freeze(sb)?;
