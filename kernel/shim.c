@@ -176,6 +176,17 @@ void dbd_flush_delayed(struct work_struct *work)
 	flush_delayed_work(to_delayed_work(work));
 }
 
+/*
+ * Nobody is charged for @bio, nor does a limit of the task that happens to submit it hold it up: others
+ * wait for it too.
+ */
+void dbd_bio_charge_nobody(struct bio *bio)
+{
+#ifdef CONFIG_BLK_CGROUP
+	bio_associate_blkg_from_css(bio, NULL);
+#endif
+}
+
 /* One page of kernel memory, all of it. */
 void dbd_bio_add_memory(struct bio *bio, u8 *page)
 {

@@ -29,6 +29,7 @@ void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset);
 void dbd_flush_delayed(struct work_struct *work);
+void dbd_bio_charge_nobody(struct bio *bio);
 void dbd_bio_add_memory(struct bio *bio, u8 *page);
 struct page *dbd_alloc_pages(unsigned int order);
 unsigned int dbd_page_order(struct page *page);

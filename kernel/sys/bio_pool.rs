@@ -97,6 +97,13 @@ impl<T: EndIo> BioPool<T> {
         PoolId(self.set.get())
     }
 
+    /// A bio that is ours from the start, charged to nobody.
+    fn finish_own(&self, bio: NonNull<bindings::bio>, payload: T) -> PoolBio<T> {
+        // SAFETY: Just allocated, for a device: it has the cgroup of the task of now, which is given back.
+        unsafe { ffi::dbd_bio_charge_nobody(bio.as_ptr()) };
+        self.finish_init(bio, payload)
+    }
+
     fn finish_init(&self, bio: NonNull<bindings::bio>, payload: T) -> PoolBio<T> {
         // SAFETY: The bio was just allocated from our set, with room for a `T` in front of it.
         unsafe {
@@ -107,7 +114,7 @@ impl<T: EndIo> BioPool<T> {
     }
 
     /// A bio with room for `vecs` pages, addressed to `sector` of `bdev`. May sleep until one is
-    /// given back; never fails.
+    /// given back; never fails. No cgroup is charged for it.
     pub(crate) fn alloc(
         &self,
         bdev: Bdev,
@@ -127,7 +134,7 @@ impl<T: EndIo> BioPool<T> {
             ))
         };
         set_sector(bio, sector);
-        self.finish_init(bio, payload)
+        self.finish_own(bio, payload)
     }
 
     /// The same without sleeping; the payload comes back when none is to be had now.
@@ -146,7 +153,7 @@ impl<T: EndIo> BioPool<T> {
         match bio {
             Some(bio) => {
                 set_sector(bio, sector);
-                Ok(self.finish_init(bio, payload))
+                Ok(self.finish_own(bio, payload))
             }
             None => Err(payload),
         }

@@ -37,6 +37,7 @@ extern "C" {
         src_offset: c_uint,
     );
     pub(super) fn dbd_flush_delayed(work: *mut bindings::work_struct);
+    pub(super) fn dbd_bio_charge_nobody(bio: *mut bindings::bio);
     pub(super) fn dbd_bio_add_memory(bio: *mut bindings::bio, page: *mut u8);
     pub(super) fn dbd_alloc_pages(order: c_uint) -> *mut bindings::page;
     pub(super) fn dbd_page_order(page: *mut bindings::page) -> c_uint;
