@@ -78,12 +78,17 @@ bool dbd_queue_is_mq(struct block_device *bdev)
 	return queue_is_mq(bdev_get_queue(bdev));
 }
 
-/* Waits until every bio that had entered the queue of a request-based device is completed. */
+/*
+ * Waits until every bio that had passed the probe of a request-based device is completed. A task may have
+ * been preempted between the probe and the queue, outside of RCU: such tasks are waited for first.
+ */
 void dbd_queue_drain(struct block_device *bdev)
 {
 	struct request_queue *q = bdev_get_queue(bdev);
-	unsigned int flags = blk_mq_freeze_queue(q);
+	unsigned int flags;
 
+	synchronize_rcu_tasks();
+	flags = blk_mq_freeze_queue(q);
 	blk_mq_unfreeze_queue(q, flags);
 }
 
