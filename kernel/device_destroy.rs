@@ -62,17 +62,17 @@ impl Device {
     fn take_down(&self, mut live: Live, end: End) {
         self.step("ending the tracking");
         live.disk = None;
+        if let Some(log) = live.log.as_ref().filter(|_| end == End::Destroy) {
+            // Before the first write goes untracked, and before the file goes: nothing is written to it
+            // afterwards, and no reload believes it.
+            Log::abandon(log);
+        }
         if let Some(tracker) = live.tracker.as_ref() {
             tracker.listen(false);
             tracker.end();
         }
         if let Some(log) = live.log.as_ref() {
-            // Before the file goes: nothing is written to it afterwards, and no reload believes it.
-            if end == End::Destroy {
-                Log::abandon(log);
-            } else {
-                Log::stop(log);
-            }
+            Log::stop(log);
         }
         if let Some(snapshot) = live.snapshot.as_ref() {
             Snapshot::shutdown(snapshot);
