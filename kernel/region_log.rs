@@ -52,7 +52,7 @@ use crate::sys::{
 };
 use crate::tracker::Tracker;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use kernel::{
     impl_has_work, new_mutex, new_work,
     prelude::*,
@@ -104,8 +104,8 @@ pub(crate) struct Log {
     stopped: AtomicBool,
     /// Somebody else writes to the COW file: nobody goes before the record has been ended.
     foreign: AtomicBool,
-    /// The same, and it is a root that is being overwritten: it must not be written to any more.
-    foreign_root: AtomicBool,
+    /// The same, and these roots (a bit each) are being overwritten: they must not be written to any more.
+    foreign_roots: AtomicU8,
     /// The two roots, in blocks of the origin.
     roots: [u64; 2],
     /// The bio (its key) that may write to the first block: what it makes of it is in the root.
@@ -281,15 +281,22 @@ impl OnDisk {
         Ok(())
     }
 
-    /// Makes sure that no reload believes what is on disk. Tries both roots, whatever happens.
-    fn poison(&mut self) -> Result {
+    /// Makes sure that no reload believes what is on disk. Tries both roots, whatever happens, but for those
+    /// in the mask `foreign`.
+    fn poison(&mut self, foreign: u8) -> Result {
         self.root.state = RootState::Poisoned;
-        let first = self.write_root(Durability::Itself);
-        // A root that could not be written keeps its number: go on to the other one.
-        if first.is_err() {
-            self.generation = self.generation.saturating_add(1);
+        let mut result = Ok(());
+        for _ in 0..2 {
+            let next = self.generation.saturating_add(1);
+            let written = match foreign & (1 << (next % 2)) {
+                0 => self.write_root(Durability::Itself),
+                _ => Ok(()),
+            };
+            // A root that was not written keeps its number: go on to the other one.
+            self.generation = next;
+            result = result.and(written);
         }
-        self.write_root(Durability::Itself).and(first)
+        result
     }
 
     /// Before the first write after a good end: from now on the bitmap is not all there is, and the copies
@@ -431,7 +438,7 @@ impl Log {
                 let_through: AtomicUsize::new(0),
                 stopped: AtomicBool::new(false),
                 foreign: AtomicBool::new(false),
-                foreign_root: AtomicBool::new(false),
+                foreign_roots: AtomicU8::new(0),
                 checkpoints: AtomicBool::new(true),
                 parked: BioStack::new(),
                 disk <- new_mutex!(disk, "dattobd::log"),
@@ -501,8 +508,10 @@ impl Log {
     /// here; it goes when the record has been ended. Any context.
     pub(crate) fn foreign_write(&self, start: u64, len: u64) {
         let end = start.saturating_add(len);
-        if self.roots.iter().any(|r| (start..end).contains(r)) {
-            self.foreign_root.store(true, Ordering::Release);
+        for (number, root) in self.roots.iter().enumerate() {
+            if (start..end).contains(root) {
+                self.foreign_roots.fetch_or(1 << number, Ordering::AcqRel);
+            }
         }
         self.foreign.store(true, Ordering::Release);
     }
@@ -542,12 +551,8 @@ impl Log {
         if self.is_stopped() {
             return;
         }
-        let poisoned = if self.foreign_root.load(Ordering::Acquire) {
-            // The block belongs to somebody else, whose write makes it unreadable to us.
-            Ok(())
-        } else {
-            disk.poison()
-        };
+        // A block that belongs to somebody else now is left alone: whose write makes it unreadable to us.
+        let poisoned = disk.poison(self.foreign_roots.load(Ordering::Acquire));
         // After the roots: now writes go unrecorded.
         self.stopped.store(true, Ordering::Release);
         pr_err!(
@@ -577,7 +582,7 @@ impl Log {
     pub(crate) fn abandon(this: &Arc<Self>) {
         let mut disk = this.lock();
         if !this.is_stopped() {
-            if let Err(e) = disk.poison() {
+            if let Err(e) = disk.poison(this.foreign_roots.load(Ordering::Acquire)) {
                 pr_warn!("the end of the tracking was not recorded: error {}\n", e.to_errno());
             }
             this.stopped.store(true, Ordering::Release);
