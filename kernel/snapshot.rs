@@ -17,7 +17,8 @@
 //!
 //! probe → (`parked`, a lock-free stack → `claims.queue`, when it cannot be seen to at once) → the one read
 //! that it waits for, or `waiting` → handed back to the block layer.
-//! The `held` gate counts it from the redirection until it has been handed back.
+//! The `held` gate counts it from the redirection until it has been handed back; `bound` from the moment on at
+//! which the tracker decides that it is ours, so that neither waits for what waits for something else.
 //!
 //! # Locks, in order
 //!
@@ -90,6 +91,22 @@ impl FileMap {
         }
         extents::sort_by_origin(&mut by_origin);
         Ok(Self { by_file, by_origin })
+    }
+}
+
+/// A count in [`Snapshot::bind`], taken back when dropped.
+pub(crate) struct Bound<'a>(&'a Gate);
+
+impl Bound<'_> {
+    /// The bio is given to the snapshot, which takes it back ([`Snapshot::hand_back`]).
+    pub(crate) fn keep(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -191,6 +208,8 @@ pub(crate) struct Snapshot {
     /// of the snapshot.
     pub(crate) readers: Arc<Gate>,
     held: Arc<Gate>,
+    /// Those of the held bios that were given to us.
+    bound: Gate,
     pub(crate) queues: Arc<Queues>,
     events: Arc<dyn SnapshotEvents>,
     /// Free blocks below which `events.space_low` is called; 0: never.
@@ -373,6 +392,7 @@ impl Snapshot {
                 writes: Gate::new(),
                 readers,
                 held: setup.held,
+                bound: Gate::new(),
                 queues: setup.queues,
                 events: setup.events,
                 low_water: AtomicU64::new(0),
@@ -471,7 +491,8 @@ impl Snapshot {
     pub(crate) fn shutdown(this: &Arc<Self>) {
         this.closing.store(true, Ordering::Release);
         this.as_arc_borrow().wake_all();
-        this.held.wait_empty();
+        // Not all that is held: what waits for its marks only passes by here, and may come without end.
+        this.bound.wait_empty();
         this.reads.wait_empty();
         this.writes.wait_empty();
         // After the work that may have set it off, before the queue that it would run on goes.
@@ -488,7 +509,8 @@ impl Snapshot {
             if this.error().is_some() {
                 return false;
             }
-            let quiet = this.parked.is_empty()
+            let quiet = this.bound.count() == 0
+                && this.parked.is_empty()
                 && this.claims.lock().is_idle()
                 && this.reads.count() == 0
                 && this.waiting.lock().is_empty()
@@ -550,10 +572,19 @@ impl Snapshot {
         self.dormant.load(Ordering::Acquire)
     }
 
+    /// Counts a bio that is about to be given to us. Any context.
+    pub(crate) fn bind(&self) -> Bound<'_> {
+        self.bound.enter();
+        // Before whatever the caller looks at next.
+        fence(Ordering::SeqCst);
+        Bound(&self.bound)
+    }
+
     /// Hands a bio back to whoever submitted it.
     pub(crate) fn hand_back(&self, bio: HeldBio) {
         delays::at(Step::Release);
         intercept::resume(bio, self.tracker);
+        self.bound.leave();
         self.held.leave();
     }
 

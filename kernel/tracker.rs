@@ -40,7 +40,7 @@ const SETTLE_MS: u32 = 1000;
 
 /// Whom bios may have to wait for. Set before the epoch with them is published.
 struct Waits {
-    /// Cleared only when `held` is empty and no epoch has it.
+    /// Cleared only when no epoch has it, and it has been shut down.
     snapshot: Option<Arc<Snapshot>>,
     logs: [Option<Arc<Log>>; 2],
     guard: Option<Arc<Guard>>,
@@ -148,6 +148,17 @@ impl HoldQueue {
     /// What is to be done with a bio now.
     fn next_step(&self, bio: BioRef<'_>) -> Next {
         let waits = self.waits.lock();
+        // Before the logs are asked: whoever closes them sees the bio in one place or the other.
+        let bound = waits.snapshot.as_ref().map(|s| s.bind());
+        let next = self.decide_step(&waits, bio);
+        if let (Next::Go(Some(_)), Some(bound)) = (&next, bound) {
+            // Until it is handed back.
+            bound.keep();
+        }
+        next
+    }
+
+    fn decide_step(&self, waits: &Waits, bio: BioRef<'_>) -> Next {
         let discard = op_of(bio) == Op::Discard;
         if discard && waits.guard.as_ref().is_some_and(|g| self.hits(g, bio)) {
             // A hint, and following it would lose data of ours: say yes and do nothing.
