@@ -65,9 +65,11 @@ impl Device {
     ) -> Result {
         let mut op = this.op.lock();
         let origin = Arc::new(Origin::open(this.bdev_path())?, GFP_KERNEL)?;
-        if origin.is_mounted_writable()? {
+        // A read-only mount replays the journal too. Of ext4 that shows in the superblock; of xfs it need not.
+        let mounted = origin.is_mounted_writable()? || origin.fs_type().to_bytes() == b"xfs";
+        if mounted {
             pr_info!(
-                "datto{}: {} is mounted: a reload comes before the mount\n",
+                "datto{}: {} is mounted: a reload comes before the first mount, a read-only one included\n",
                 this.minor(),
                 BStr::from_bytes(this.bdev_path().to_bytes())
             );
@@ -164,7 +166,12 @@ impl Device {
                 let log = live.log.as_ref().ok_or((EINVAL, "it has no log"))?;
                 let same = identity::compare(&mut io, &log.lock().root);
                 if same.is_err() {
+                    // As in `take_down`: the snapshot may be at work already.
+                    tracker.end();
                     Log::stop(log);
+                    if let Some(snapshot) = live.snapshot.as_ref() {
+                        Snapshot::shutdown(snapshot);
+                    }
                     Log::finish(log);
                 }
                 same.map_err(|why| (ESTALE, why))?;
