@@ -96,7 +96,8 @@ impl Device {
         let Some(tracker) = live.tracker.clone() else { return false };
         if !this.unmounted() || this.chain_error() != 0 {
             tracker.listen(false);
-            return this.catch_up(live);
+            let _ = this.catch_up(live);
+            return live.behind && this.chain_error() == 0;
         }
         if live.origin.device().is_gone() {
             this.end_chain(ENODEV);
@@ -107,6 +108,10 @@ impl Device {
         match Self::adopt(this, live) {
             Ok(true) => {
                 tracker.listen(false);
+                if this.unmounted() {
+                    // Just now: the callback may have come before that.
+                    tracker.listen(true);
+                }
                 this.show(live);
                 // Only now: who sees the device mounted finds the node open and the COW file before this
                 // one complete.
@@ -214,7 +219,8 @@ impl Device {
         if let Some(log) = live.log.as_ref().filter(|_| live.crash_blocks != 0) {
             let _ = log.update_root(|root| root.crash_blocks = live.crash_blocks);
         }
-        self.complete_predecessor(live);
+        // Not for ever when it fails: it is tried again.
+        let _ = self.complete_predecessor(live);
         if let Some(snapshot) = live.snapshot.as_ref() {
             let view = self.view.lock();
             if !view.unmounted {
@@ -238,23 +244,25 @@ impl Device {
         );
     }
 
-    /// Does what the mount could not: it was read-only, as an initramfs mounts the root. Whether it is still to be
-    /// done.
-    pub(crate) fn catch_up(&self, live: &mut Live) -> bool {
+    /// Does what the mount could not: it was read-only, as an initramfs mounts the root. Nothing when there is
+    /// nothing to be done; else why it is still to be done.
+    pub(crate) fn catch_up(&self, live: &mut Live) -> Result {
         if live.behind && !self.unmounted() && self.chain_error() == 0 {
-            self.complete_predecessor(live);
+            return self.complete_predecessor(live);
         }
-        live.behind && self.chain_error() == 0
+        Ok(())
     }
 
     /// A crash or an unmount has interrupted the hand-over of the file before: completes it.
-    fn complete_predecessor(&self, live: &mut Live) {
+    fn complete_predecessor(&self, live: &mut Live) -> Result {
         let (Some(log), Some(file)) = (live.log.as_ref(), live.file.as_ref()) else {
-            return;
+            live.behind = false;
+            return Ok(());
         };
         let predecessor = log.lock().root.predecessor;
         if predecessor.nonce == 0 {
-            return;
+            live.behind = false;
+            return Ok(());
         }
         let id = FileId {
             ino: predecessor.ino,
@@ -279,11 +287,12 @@ impl Device {
                     );
                 }
                 live.behind = true;
-                return;
+                return Err(e);
             }
         }
         let _ = log.update_root(|root| root.predecessor = Sibling::default());
         live.behind = false;
+        Ok(())
     }
 
     /// Logs what went wrong in a step that can be done without.

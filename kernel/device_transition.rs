@@ -106,14 +106,22 @@ impl Device {
     fn commit(&self, old: Option<&Arc<Log>>, tracker: &Tracker, prepared: &mut Prepared) {
         self.step("committing");
         let written = old.map_or(Ok(()), |old| old.write_final());
-        if let Some(new) = prepared.log.log() {
+        let taken_over = prepared.log.log().is_some_and(|new| {
             let complete = written.is_ok();
-            let _ = new.update_root_and_identity(|root| {
+            let live = new.update_root_and_identity(|root| {
                 root.state = RootState::Live;
                 if !complete {
                     root.predecessor = Sibling::default();
                 }
             });
+            live.is_ok()
+        });
+        let close = |old: &Arc<Log>| {
+            let _ = old.update_root(|root| root.state = RootState::Closed);
+        };
+        if let Some(old) = old.filter(|_| !taken_over) {
+            // Nothing on disk says that another file counts now, and from the switch on its marks are not all.
+            close(old);
         }
         if let Some(epoch) = prepared.committed.take() {
             match self.switch(tracker, epoch) {
@@ -122,7 +130,9 @@ impl Device {
             }
         }
         if let Some(old) = old {
-            let _ = old.update_root(|root| root.state = RootState::Closed);
+            if taken_over {
+                close(old);
+            }
             Log::stop(old);
         }
     }
@@ -218,7 +228,19 @@ impl Device {
 
     fn to_snapshot(this: &Arc<Self>, live: &mut Live, cow: &CStr, fallocated_mib: u64) -> Result {
         // The new root names the file of now as the one before it: the one before that must be complete.
-        this.catch_up(live);
+        match this.catch_up(live) {
+            Err(e) if [EBUSY, EROFS, ENOMEM, ENOSPC, EINTR].contains(&e) => {
+                pr_err!(
+                    "datto{}: the COW file before this one is not complete yet (error {}), and would be lost: \
+                     try again\n",
+                    this.minor(),
+                    e.to_errno()
+                );
+                return Err(e);
+            }
+            // It is, or never will be: its reader sees which.
+            Ok(()) | Err(_) => {}
+        }
         let file = live.file.as_ref().ok_or(EINVAL)?;
         let tracker = live.tracker.as_ref().ok_or(EINVAL)?;
         if live.outgrown() {
@@ -292,6 +314,7 @@ impl Device {
             };
             match old_file.seal(&header, &old_changes) {
                 Ok(()) => {
+                    live.behind = false;
                     if let Some(log) = live.log.as_ref() {
                         let _ = log.update_root(|root| root.predecessor = Sibling::default());
                     }
