@@ -205,6 +205,11 @@ nobody would see a write. With the root file system among them, reboot instead."
     #[command(after_help = "\
 Prints one run of changed blocks a line: first block and number of blocks, of 4096 bytes.
 
+A file wins: where one is named like a number, the number is taken for it (run it elsewhere to ask for the device).
+
+Fails when the device's chain has ended, for then nobody knows all that changed. Output that is followed by an
+exit status other than 0 is not complete: do not use it.
+
 Examples: dbdctl changed /.datto
           dbdctl changed --json 0")]
     Changed {

@@ -259,13 +259,7 @@ fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
 fn list_changed(what: &OsStr, json: bool) -> Result<()> {
     let minor = what.to_str().and_then(|t| t.parse().ok());
     match minor {
-        Some(minor) if !Path::new(what).exists() => {
-            let control = open()?;
-            match changed::of_device(&control, minor, json)? {
-                None => Ok(()),
-                Some(errno) => Err(anyhow!(explain::call(&control, Asked::Ask, minor, errno))),
-            }
-        }
+        Some(minor) if !Path::new(what).exists() => changed::of_device(&open()?, minor, json),
         _ => changed::of_file(Path::new(what), json),
     }
 }
