@@ -40,7 +40,14 @@ The backup cycle of /dev/sda1, mounted on /:
   update-img /dev/datto0 /.datto /backups/sda1-bkp copy only what changed
   rm /.datto                                       and again from transition-to-incremental
 
-Sizes may have a unit: 512M, 2G (1024-based)."
+Sizes may have a unit: 512M, 2G (1024-based).
+
+EXIT STATUS
+  0    done. `info` also when a device has failed (see its \"error\" and \"chain_broken\" with --json); `boot`
+       always, for nothing that it finds may stop a boot
+  2    a mistake in the command line: nothing was done
+  255  failed, with the reason. `reload-*` also when the device is there but its COW file is of no use: it shows
+       as failed in `info`"
 )]
 pub struct Cli {
     /// Leave the list of devices that are picked up at the next boot as it is.

@@ -19,7 +19,18 @@ use std::path::PathBuf;
 ///
 ///     update-img /dev/datto0 /.datto /backups/sda1-bkp && rm /.datto
 #[derive(Debug, Parser)]
-#[command(name = "update-img", version, verbatim_doc_comment)]
+#[command(
+    name = "update-img",
+    version,
+    verbatim_doc_comment,
+    after_help = "\
+EXIT STATUS
+  0        done; with --verify: image and snapshot are equal too
+  1        failed, with the reason, and in what state the image is
+  2        a mistake in the command line: nothing was done
+  3        --verify, --verify-only: compared to the end, and the image differs
+  128 + n  ended by signal n"
+)]
 pub struct Cli {
     /// The snapshot to copy from, such as /dev/datto0.
     #[arg(value_name = "SNAPSHOT DEVICE")]

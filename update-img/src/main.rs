@@ -14,13 +14,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(e) = signals::watch(&STAGE) {
         eprintln!("update-img: cannot watch for signals: {}", e.desc());
-        return ExitCode::FAILURE;
+        return ExitCode::from(run::FAILED);
     }
     match run::run(&cli, &Kernel, &STAGE, &mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("update-img: {e:#}");
-            ExitCode::FAILURE
+            ExitCode::from(run::exit_status(&e))
         }
     }
 }

@@ -12,9 +12,45 @@ use dattobd_client::cow_file::Union;
 use dattobd_client::human;
 use ioctl_abi::cow::{Geometry, BLOCK_SIZE};
 use serde_json::{json, Value};
+use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// The exit status when the image differs from the snapshot.
+pub const DIFFERS: u8 = 3;
+/// The exit status of any other failure. 2 is for mistakes in the command line, as clap has it.
+pub const FAILED: u8 = 1;
+
+/// A comparison was carried through, and the image is not the snapshot: something else than a comparison that
+/// could not be made, and a script must be able to tell.
+#[derive(Debug)]
+struct Differs {
+    image: PathBuf,
+    blocks: u64,
+}
+
+impl fmt::Display for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} differs from the snapshot in {} blocks: do not rely on it, take a full copy",
+            self.image.display(),
+            self.blocks
+        )
+    }
+}
+
+impl std::error::Error for Differs {}
+
+/// The exit status that goes with an error of [`run`].
+pub fn exit_status(error: &anyhow::Error) -> u8 {
+    if error.is::<Differs>() {
+        DIFFERS
+    } else {
+        FAILED
+    }
+}
 
 /// Runs of differing blocks that are named one by one for people.
 const NAMED: usize = 20;
@@ -249,9 +285,8 @@ fn judge(cli: &Cli, pair: &Pair, compared: &Compared, out: &mut dyn Write) -> Re
     if compared.blocks > named {
         eprintln!("… and {} more blocks", compared.blocks - named);
     }
-    bail!(
-        "{} differs from the snapshot in {} blocks: do not rely on it, take a full copy",
-        pair.image_path.display(),
-        compared.blocks
-    )
+    Err(anyhow::Error::new(Differs {
+        image: pair.image_path.clone(),
+        blocks: compared.blocks,
+    }))
 }

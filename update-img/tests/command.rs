@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 use update_img::check::{Driver, Running};
 use update_img::cli::Cli;
-use update_img::run::run;
+use update_img::run::{exit_status, run, DIFFERS, FAILED};
 use update_img::stage::{Progress, Stage};
 
 const BLOCKS: u64 = 600;
@@ -298,6 +298,35 @@ fn comparing_alone_needs_no_cow_file_and_takes_one() {
     for option in ["--verify", "--verify-only"] {
         go(&d(), &[option], &without).1.unwrap();
     }
+}
+
+/// A script must be able to tell "differs" from "could not be compared".
+#[test]
+fn what_differs_has_an_exit_status_of_its_own() {
+    let f = files();
+    let status = |words: &[&Path]| {
+        let words = [Path::new("update-img"), Path::new("-q")]
+            .into_iter()
+            .chain(words.iter().copied());
+        let cli = Cli::try_parse_from(words).unwrap();
+        let driver = driver(&[], &[]);
+        let result = run(&cli, &driver, &Stage::new(), &mut Vec::new());
+        exit_status(&result.unwrap_err())
+    };
+    let (only, verify) = (Path::new("--verify-only"), Path::new("--verify"));
+    let none = f.image.with_file_name("none");
+    assert_eq!(status(&[only, &f.snapshot, &f.image]), DIFFERS);
+    assert_eq!(status(&[verify, &f.snapshot, &f.image]), DIFFERS);
+    assert_eq!(status(&[only, &f.snapshot, &none]), FAILED);
+    assert_eq!(status(&[&f.snapshot, &none, &f.image]), FAILED);
+    // An update that was done, of an image that was another's before.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&f.image)
+        .unwrap()
+        .write_all_at(b"x", 100 * 4096)
+        .unwrap();
+    assert_eq!(status(&[verify, &f.snapshot, &f.cow, &f.image]), DIFFERS);
 }
 
 /// A writer that a pipe's reader has left.
