@@ -12,7 +12,9 @@ use crate::mounts;
 use crate::signals::Held;
 use anyhow::{anyhow, bail, Context, Result};
 use dattobd_client::control::Control;
-use ioctl_abi::ioctl::{Info, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT};
+use ioctl_abi::ioctl::{
+    Info, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT, STATUS_CHAIN_BROKEN, STATUS_NOT_RECORDED,
+};
 use nix::sys::signal::Signal;
 use std::ffi::CString;
 use std::io::{self, Write};
@@ -25,6 +27,8 @@ use std::process::Command;
 trait Machine {
     fn devices(&mut self) -> Result<Vec<Info>>;
     fn mounted_on(&mut self, info: &Info) -> Option<PathBuf>;
+    /// Bit set of `STATUS_*`.
+    fn flags(&mut self, info: &Info) -> u32;
     fn release(&mut self, info: &Info) -> Result<()>;
     fn unload(&mut self) -> Result<()>;
     fn load(&mut self) -> Result<()>;
@@ -55,6 +59,14 @@ impl Machine for Real {
 
     fn mounted_on(&mut self, info: &Info) -> Option<PathBuf> {
         mounts::of_device(&path_in(&info.bdev)).map(|m| m.point)
+    }
+
+    fn flags(&mut self, info: &Info) -> u32 {
+        // Of a device that is gone by now letting go says so.
+        Self::control()
+            .ok()
+            .and_then(|c| c.status(info.minor).ok())
+            .map_or(0, |s| s.flags)
     }
 
     fn release(&mut self, info: &Info) -> Result<()> {
@@ -153,12 +165,33 @@ fn refusal(machine: &mut dyn Machine, devices: &[Info]) -> Option<String> {
             mounted.join(", ")
         ));
     }
-    let failed = devices.iter().find(|i| i.error != 0)?;
-    Some(format!(
-        "device {n} has failed ({}) and could not be picked up again: `dbdctl destroy {n}` first",
-        explain::reason(failed),
-        n = failed.minor
-    ))
+    devices.iter().find_map(|i| not_kept(i, machine.flags(i)))
+}
+
+/// Why a device could not be picked up again, and how to keep its chain where that can be.
+fn not_kept(info: &Info, flags: u32) -> Option<String> {
+    let (n, bdev) = (info.minor, path_in(&info.bdev));
+    let bdev = bdev.display();
+    if flags & STATUS_CHAIN_BROKEN != 0 {
+        return Some(format!(
+            "the chain of device {n} has ended ({}): `dbdctl destroy {n}` first; the next backup is a full one",
+            explain::reason(info)
+        ));
+    }
+    if info.error != 0 {
+        return Some(format!(
+            "the snapshot of device {n} has failed ({}), its changes are still tracked: mount {bdev}, `dbdctl \
+             drop-snapshot {n}`, unmount it, and run hand-over again: the chain goes on",
+            explain::reason(info)
+        ));
+    }
+    (flags & STATUS_NOT_RECORDED != 0).then(|| {
+        format!(
+            "device {n}: its changes are not recorded on disk and cannot be handed over. Mount {bdev} and take the \
+             next snapshot, whose new COW file records them again, then run hand-over again; or `dbdctl destroy \
+             {n}` first: the next backup is a full one then"
+        )
+    })
 }
 
 /// Announces devices again. All are tried; the problems come back as one text.
@@ -230,6 +263,7 @@ mod tests {
     struct Fake {
         devices: Vec<Info>,
         mounted: Option<u32>,
+        flags: u32,
         fails: &'static str,
         /// A signal comes with this step.
         signal_at: &'static str,
@@ -270,6 +304,9 @@ mod tests {
         }
         fn mounted_on(&mut self, info: &Info) -> Option<PathBuf> {
             (self.mounted == Some(info.minor)).then(|| "/data".into())
+        }
+        fn flags(&mut self, _: &Info) -> u32 {
+            self.flags
         }
         fn release(&mut self, info: &Info) -> Result<()> {
             self.step(format!("release {}", info.minor))
@@ -317,9 +354,27 @@ mod tests {
         let (result, log) = run(Fake::with(&[(3, 0)]));
         assert!(result.unwrap_err().contains("another namespace"));
         assert_eq!(log, "");
-        let (result, log) = run(Fake::with(&[(0, 0), (1, -27)]));
-        assert!(result.unwrap_err().contains("dbdctl destroy 1"));
-        assert_eq!(log, "");
+    }
+
+    /// Nobody is sent to destroy a chain that can be kept.
+    #[test]
+    fn what_could_not_be_picked_up_again_is_refused_with_the_way_to_keep_it() {
+        for (error, flags, word) in [
+            (-27, 0, "dbdctl drop-snapshot 1"),
+            (-27, STATUS_NOT_RECORDED, "dbdctl drop-snapshot 1"),
+            (-116, STATUS_CHAIN_BROKEN, "dbdctl destroy 1` first"),
+            (0, STATUS_NOT_RECORDED, "not recorded on disk"),
+        ] {
+            let mut fake = Fake::with(&[(0, 0), (1, error)]);
+            // With flags of its own only device 1 is there.
+            fake.devices.retain(|i| flags == 0 || i.minor == 1);
+            fake.flags = flags;
+            let (result, log) = run(fake);
+            let why = result.unwrap_err();
+            assert!(why.contains(word), "{why}");
+            assert_eq!(why.contains("destroy"), !word.contains("drop"), "{why}");
+            assert_eq!(log, "");
+        }
     }
 
     #[test]
