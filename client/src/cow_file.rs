@@ -40,8 +40,9 @@ pub enum Error {
     Version(PathBuf, u64),
     /// Not handed over, or its tracker has failed.
     #[error(
-        "{0} was not sealed: it is still in use, or its tracker failed. It must not be used for an \
-         update; take a full copy instead"
+        "{0} was not sealed: it is still in use, or its tracker failed. It must not be used for an update as it is. Is \
+         it the running COW file (`dbdctl info`)? Then name the one before it. Does the kernel log say that it is \
+         completed later? Then mount its filesystem writable and try again. Otherwise take a full copy"
     )]
     NotSealed(PathBuf),
     /// The index does not cover the device.

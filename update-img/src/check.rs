@@ -2,10 +2,10 @@
 //! What must be true before the first write.
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
-use dattobd_client::control::{uuid, Control};
+use dattobd_client::control::{text, uuid, Control};
 use dattobd_client::cow_file::CowFile;
 use dattobd_client::node;
-use ioctl_abi::ioctl::{Extent, Info, STATE_SNAPSHOT};
+use ioctl_abi::ioctl::{Extent, Info, STATE_SNAPSHOT, STATUS_CHAIN_BROKEN};
 use std::fs::{self, File, Metadata};
 use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -20,6 +20,8 @@ pub struct Running {
     pub seqid: u64,
     /// The running COW file's blocks, which comparisons leave out.
     pub own: Vec<Extent>,
+    /// Device number of the origin, where it can be found out.
+    pub origin: Option<u64>,
 }
 
 /// Where [`Running`] comes from; the tests have their own.
@@ -30,6 +32,22 @@ pub trait Driver: Sync {
     ///
     /// No such device, not a snapshot, or a failed one.
     fn running(&self, node: &Path) -> Result<Running>;
+}
+
+/// A snapshot that cannot be read, and how to go on without a full copy where that can be.
+fn failed(info: &Info, chain_ended: bool) -> String {
+    let n = info.minor;
+    let why = std::io::Error::from_raw_os_error(info.error.saturating_neg());
+    if chain_ended {
+        return format!(
+            "device {n} is no longer tracked ({why}): `dbdctl destroy {n}`, then setup-snapshot and a full copy"
+        );
+    }
+    format!(
+        "the snapshot on device {n} has failed ({why}): it cannot be read. Keep the COW files and go on with `dbdctl \
+         drop-snapshot {n}`, `dbdctl transition-to-snapshot <new COW file> {n}`, then `update-img /dev/datto{n} \
+         <this COW file> <the failed snapshot's COW file> <image>`"
+    )
 }
 
 /// The driver itself.
@@ -51,19 +69,19 @@ impl Driver for Kernel {
             ErrorKind::PermissionDenied => anyhow!("only root may do this: use sudo"),
             _ => anyhow::Error::new(e).context("cannot open /dev/datto-ctl"),
         })?;
-        let info: Info = control
-            .info(minor)
-            .with_context(|| format!("the driver does not know device {minor}"))?;
+        let info: Info = control.info(minor).with_context(|| {
+            format!("the driver does not know device {minor}: see `dbdctl info`")
+        })?;
         ensure!(
             info.state & STATE_SNAPSHOT != 0,
             "device {minor} shows no snapshot now: take one with `dbdctl transition-to-snapshot`"
         );
-        ensure!(
-            info.error == 0,
-            "the snapshot on device {minor} has failed ({}): it cannot be read. \
-             See `dbdctl info {minor}`, then take a new snapshot",
-            std::io::Error::from_raw_os_error(info.error.saturating_neg())
-        );
+        if info.error != 0 {
+            let ended = control
+                .status(minor)
+                .is_ok_and(|s| s.flags & STATUS_CHAIN_BROKEN != 0);
+            bail!(failed(&info, ended));
+        }
         let own = control
             .cow_extents(minor)
             .context("cannot list the running COW file's blocks")?;
@@ -71,6 +89,10 @@ impl Driver for Kernel {
             uuid: info.uuid,
             seqid: info.seqid,
             own,
+            origin: fs::metadata(text(&info.bdev))
+                .ok()
+                .filter(|m| m.file_type().is_block_device())
+                .map(|m| m.rdev()),
         })
     }
 }
@@ -115,8 +137,15 @@ fn same(a: &Metadata, b: &Metadata) -> bool {
 ///
 /// A sentence about what is wrong. Nothing was written.
 pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> Result<Pair> {
-    let source = File::open(snapshot)
-        .with_context(|| format!("cannot open the snapshot device {}", snapshot.display()))?;
+    let source = File::open(snapshot).with_context(|| {
+        let hint = if snapshot.exists() {
+            ""
+        } else {
+            " (is the module loaded, and the device in snapshot mode? see `dbdctl info`; take a snapshot with `dbdctl \
+             transition-to-snapshot`)"
+        };
+        format!("cannot open the snapshot device {}{hint}", snapshot.display())
+    })?;
     let meta = fs::metadata(image).with_context(|| {
         format!(
             "cannot use the image {}: take a full copy first (dd if={} of={} bs=1M)",
@@ -174,6 +203,23 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
         bytes,
         running,
     })
+}
+
+/// Makes sure that the image does not lie on the very device that it is an image of: each update would be a change
+/// for the next one and fill the COW file, and the image would be lost together with the device. Filesystems whose
+/// device number is not that of a disk (btrfs, network ones) are somewhere else.
+///
+/// # Errors
+///
+/// It does.
+pub fn elsewhere(pair: &Pair) -> Result<()> {
+    let meta = pair.image.metadata()?;
+    ensure!(
+        !meta.is_file() || pair.running.origin != Some(meta.dev()),
+        "the image {} lies on the very device that it is an image of: keep it on another filesystem",
+        pair.image_path.display()
+    );
+    Ok(())
 }
 
 /// Opens the COW files and makes sure that together they lead from the image to the snapshot.
@@ -234,4 +280,19 @@ pub fn chain(paths: &[PathBuf], pair: &Pair) -> Result<Vec<CowFile>> {
         );
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_snapshot_ends_no_chain_that_goes_on() {
+        let mut info = Info::request(2);
+        info.error = -27;
+        let said = failed(&info, false);
+        assert!(said.contains("dbdctl drop-snapshot 2"), "{said}");
+        assert!(!said.contains("full copy"), "{said}");
+        assert!(failed(&info, true).contains("dbdctl destroy 2"));
+    }
 }

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 /// COW file was handed over in good order, and that the sizes agree. If the copying itself fails, the
 /// image is partly updated; running the same command again completes it. The same when a signal ends it
 /// (Ctrl-C, a shutdown): it says what state the image is in, and exits with 128 and the signal's number.
+/// If the snapshot itself fails meanwhile, keep the COW files: `dbdctl drop-snapshot 0`, `dbdctl
+/// transition-to-snapshot /.datto2 0`, then `update-img /dev/datto0 /.datto /.datto1 /backups/sda1-bkp`.
 ///
 /// Example, after `dbdctl transition-to-snapshot /.datto1 0`:
 ///
@@ -36,7 +38,7 @@ pub struct Cli {
     #[arg(value_name = "SNAPSHOT DEVICE")]
     pub snapshot: PathBuf,
 
-    /// The COW files, oldest first, then the image (a file or a block device).
+    /// The COW files, oldest first, then the image: a block device, or a file that does not lie on the device itself.
     #[arg(value_name = "COW FILE… IMAGE", required = true, num_args = 1..)]
     pub rest: Vec<PathBuf>,
 
@@ -44,8 +46,9 @@ pub struct Cli {
     #[arg(long)]
     pub verify: bool,
 
-    /// Only compare: `update-img --verify-only <snapshot device> [<cow file>…] <image>`. The running COW file's
-    /// own blocks are left out; COW files are looked at, and not needed.
+    /// Only compare: `update-img --verify-only <snapshot device> [<cow file>…] <image>`. Nothing is written. Blocks of the
+    /// running COW file are not compared, for the snapshot cannot show them. No COW file need be named; those that
+    /// are named are only checked to belong to the snapshot.
     #[arg(long, conflicts_with_all = ["verify", "dry_run"])]
     pub verify_only: bool,
 

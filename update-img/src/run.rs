@@ -105,6 +105,7 @@ fn update(
     out: &mut dyn Write,
 ) -> Result<()> {
     let pair = check::open(driver, &cli.snapshot, image, !cli.dry_run)?;
+    check::elsewhere(&pair)?;
     let files = check::chain(cows, &pair)?;
     let blocks = Geometry {
         origin_bytes: pair.bytes,

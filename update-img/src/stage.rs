@@ -7,7 +7,9 @@ use std::sync::{Mutex, PoisonError};
 /// What the image is when copying ends too early.
 pub const PARTLY: &str =
     "the image is PARTLY UPDATED: it is neither the old nor the new state. Run the same \
-     command again while the snapshot is there; it starts over and is safe to repeat";
+     command again while the snapshot is there; it starts over and is safe to repeat. Has the snapshot failed? Keep \
+     the COW files: `dbdctl drop-snapshot N`, `dbdctl transition-to-snapshot <new COW file> N`, then update-img with \
+     these COW files, the failed snapshot's, and the image";
 /// What the image is when nothing was written.
 pub const UNTOUCHED: &str = "the image is untouched";
 

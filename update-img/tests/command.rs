@@ -27,6 +27,7 @@ struct Fake {
     asked: AtomicU64,
     own: Vec<Extent>,
     later: Vec<Extent>,
+    origin: Option<u64>,
 }
 
 impl Driver for Fake {
@@ -37,6 +38,7 @@ impl Driver for Fake {
             uuid: [9; 16],
             seqid: 6,
             own: if first { &self.own } else { &self.later }.clone(),
+            origin: self.origin,
         })
     }
 }
@@ -46,6 +48,7 @@ fn driver(own: &[Extent], later: &[Extent]) -> Fake {
         asked: AtomicU64::new(0),
         own: own.to_vec(),
         later: later.to_vec(),
+        origin: None,
     }
 }
 
@@ -236,10 +239,7 @@ fn wrong_files_are_refused_with_a_reason() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let cases: [(&[&Path], &str); 9] = [
         (&[&f.snapshot, &f.image], "name the COW file too"),
-        (
-            &[&none, &f.cow, &f.image],
-            "cannot open the snapshot device",
-        ),
+        (&[&none, &f.cow, &f.image], "dbdctl transition-to-snapshot"),
         (&[&f.snapshot, &none, &f.image], "cannot use the COW file"),
         (&[&f.snapshot, &f.cow, &none], "take a full copy first"),
         (&[&f.snapshot, dir, &f.image], "no regular file"),
@@ -260,6 +260,26 @@ fn wrong_files_are_refused_with_a_reason() {
     }
     let (_, result) = go(&d, &["-n"], &[&f.snapshot, &f.image]);
     assert!(result.unwrap_err().contains("name the COW file too"));
+}
+
+#[test]
+fn an_image_on_the_device_itself_is_refused() {
+    use std::os::unix::fs::MetadataExt;
+    let f = files();
+    let here = fs::metadata(&f.image).unwrap().dev();
+    let all = [&*f.snapshot, &*f.cow, &*f.image];
+    let mut d = driver(&[], &[]);
+    d.origin = Some(here);
+    for options in [&[][..], &["--dry-run"]] {
+        let (out, result) = go(&d, options, &all);
+        assert!(result.unwrap_err().contains("on another filesystem"));
+        assert!(out.is_empty() && f.image() == f.old, "{options:?}");
+    }
+    // Looking at it does no harm.
+    let (_, result) = go(&d, &["--verify-only"], &all);
+    assert!(result.unwrap_err().contains("differs"));
+    d.origin = Some(here ^ 1);
+    go(&d, &[], &all).1.unwrap();
 }
 
 /// `--verify` alone is `--verify-only`; neither of them writes, and a COW file is looked at, not applied.

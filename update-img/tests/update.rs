@@ -35,6 +35,7 @@ fn fake(seqid: u64) -> Fake {
         uuid: [9; 16],
         seqid,
         own: Vec::new(),
+        origin: None,
     })
 }
 
@@ -160,6 +161,7 @@ fn wrong_pairs_are_refused() {
         uuid: [8; 16],
         seqid: 6,
         own: vec![],
+        origin: None,
     });
     refused(&other, &f, std::slice::from_ref(&good), "another series");
     for flags in [0, FLAG_CLEAN, FLAG_INDEX_ONLY] {
