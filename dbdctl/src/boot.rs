@@ -102,7 +102,11 @@ pub fn run(b: &Boot) -> Result<()> {
         match child.try_wait() {
             Ok(None) if Instant::now() < until => sleep(POLL / 10),
             Ok(None) => {
-                say(b, "picking up the devices takes too long and is given up");
+                say(
+                    b,
+                    "picking up the devices takes too long and is given up: see `dbdctl info` for what is tracked, and \
+                     run `dbdctl boot` for the others before they are mounted",
+                );
                 // Not waited for: it may hang in a disk.
                 let _ = child.kill();
                 return Ok(());
@@ -127,7 +131,7 @@ fn tell_problems(b: &Boot, list: &List) {
     for (line, why) in list.problems() {
         say(
             b,
-            &format!("line {line} of the boot list is ignored: {why}"),
+            &format!("line {line} of the boot list is ignored: {why}; put it right or remove it"),
         );
     }
 }
@@ -227,8 +231,9 @@ fn pick_up(driver: &mut dyn Driver, ways: &[Announce], mut say: impl FnMut(Strin
         };
         if last {
             say(format!(
-                "{}: {why}. Nothing is tracked: take a new first snapshot and a full copy",
-                a.describe()
+                "{}: {why}. Nothing is tracked: `dbdctl destroy {}`, then setup-snapshot and a full copy",
+                a.describe(),
+                a.minor
             ));
         } else {
             say(format!("{}: {why}; trying the file before", a.describe()));
@@ -260,7 +265,11 @@ fn issue_all(b: &Boot, all: &[Vec<Announce>]) {
         Err(e) => {
             say(
                 b,
-                &format!("the driver is not there, no device is picked up: {e:#}"),
+                &format!(
+                    "the driver is not there, no device is picked up: {e:#}. See that the module fits this kernel \
+                     (`modprobe dattobd`, `dkms status`). What is not mounted by then is picked up by `dbdctl boot`; \
+                     what is needs setup-snapshot and a full copy"
+                ),
             );
             return;
         }
@@ -269,7 +278,17 @@ fn issue_all(b: &Boot, all: &[Vec<Announce>]) {
         let Some(a) = ways.first() else { continue };
         if let Ok(info) = control.info(a.minor) {
             if stable_name::short(&keep::path_in(&info.bdev)) != a.device {
-                say(b, &format!("{}: the minor is in use", a.describe()));
+                let theirs = keep::path_in(&info.bdev);
+                say(
+                    b,
+                    &format!(
+                        "{}: the minor is in use, by {}. If that is the wrong one: `dbdctl destroy {}`, then \
+                         `dbdctl boot` before the right one is mounted",
+                        a.describe(),
+                        theirs.display(),
+                        a.minor
+                    ),
+                );
             }
         } else {
             pick_up(&mut control, ways, |text| say(b, &text));
@@ -377,7 +396,9 @@ fn others(b: &Boot) {
         say(
             b,
             &format!(
-                "{device} is not there: it is not tracked until it is picked up before a mount"
+                "{device} is not there, and not tracked. When it is: `dbdctl boot` before it is mounted. If it never \
+                 comes back: `dbdctl destroy {}` takes it off the list",
+                e.minor
             ),
         );
     }
@@ -390,10 +411,13 @@ fn unmounted(b: &Boot, e: &Entry) -> bool {
         say(
             b,
             &format!(
-                "{} is mounted already, on {}, and was not tracked from the start: take a new first snapshot \
-                 and a full copy",
+                "{} is mounted already, on {}, and was not tracked from the start: `dbdctl setup-snapshot {} {} {}`, \
+                 then a full copy",
                 e.device.display(),
-                m.point.display()
+                m.point.display(),
+                e.device.display(),
+                m.point.join(e.cow.strip_prefix("/").unwrap_or(&e.cow)).display(),
+                e.minor
             ),
         );
     }
