@@ -9,6 +9,14 @@ use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
 
+const RELOAD_HELP: &str = "\
+To be run before the filesystem is mounted; `dbdctl boot` does it for all devices of the boot
+list. This command does not change that list. The mode is what the COW file says, whichever of
+the two commands is used.
+
+Exit status 255 also when the device is there, but its COW file is of no use: it shows as failed
+in `info`, and `dbdctl destroy` removes it.";
+
 /// Bytes; a plain number is in bytes.
 fn bytes(text: &str) -> Result<u64, String> {
     parse_size(text, 1)
@@ -38,16 +46,17 @@ The backup cycle of /dev/sda1, mounted on /:
   …                                                the machine works on
   dbdctl transition-to-snapshot /.datto1 0         the next snapshot
   update-img /dev/datto0 /.datto /backups/sda1-bkp copy only what changed
-  rm /.datto                                       and again from transition-to-incremental
+  rm /.datto                                       only when update-img has succeeded; and again
+                                                   from transition-to-incremental
 
 Sizes may have a unit: 512M, 2G (1024-based).
 
 EXIT STATUS
-  0    done. `info` also when a device has failed (see its \"error\" and \"chain_broken\" with --json); `boot`
-       always, for nothing that it finds may stop a boot
+  0    done. `info` also when a device has failed: --json has \"error\" and \"chain_broken\".
+       `boot` always: nothing that it finds may stop a boot
   2    a mistake in the command line: nothing was done
-  255  failed, with the reason. `reload-*` also when the device is there but its COW file is of no use: it shows
-       as failed in `info`"
+  255  failed, with the reason. `reload-*` also when the device is there, but its COW file
+       is of no use: it shows as failed in `info`"
 )]
 pub struct Cli {
     /// Leave the list of devices that are picked up at the next boot as it is.
@@ -69,7 +78,7 @@ pub struct Minor {
 /// Arguments of the reload commands.
 #[derive(Args, Debug)]
 pub struct Reload {
-    /// Limit of the index cache, in bytes.
+    /// Limit of the index cache, in bytes; 0 for the module's default, and less than 64 KiB counts as 64 KiB.
     #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
     pub cache_size: Option<u64>,
     /// The block device, not mounted yet.
@@ -107,14 +116,15 @@ pub enum Command {
     /// Take the first snapshot of a mounted block device and start to track it.
     #[command(after_help = "\
 The COW file takes the old content of blocks that change while the snapshot is there. It must lie on the
-device itself. The default size is 10 % of the device.
+device itself. The default size is 10 % of the device, or what the module's parameter
+cow_fallocate_percentage_default says.
 
 Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
     SetupSnapshot {
-        /// Limit of the index cache, in bytes.
+        /// Limit of the index cache, in bytes; 0 for the module's default, and less than 64 KiB counts as 64 KiB.
         #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
         cache_size: Option<u64>,
-        /// Size of the COW file, in MiB.
+        /// Size of the COW file, in MiB; 0 for the default.
         #[arg(short, long, value_name = "MIB", value_parser = mib)]
         fallocate: Option<u64>,
         /// The block device, mounted and writable.
@@ -128,8 +138,10 @@ Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
         minor: u32,
     },
     /// Announce a device that was in snapshot mode before a reboot.
+    #[command(after_help = RELOAD_HELP)]
     ReloadSnapshot(Reload),
     /// Announce a device that was in incremental mode before a reboot.
+    #[command(after_help = RELOAD_HELP)]
     ReloadIncremental(Reload),
     /// Stop tracking a device and remove its COW file.
     Destroy(Minor),
@@ -139,7 +151,7 @@ Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
     /// Take the next snapshot; the COW file so far is handed over for update-img.
     #[command(visible_alias = "snap")]
     TransitionToSnapshot {
-        /// Size of the new COW file, in MiB.
+        /// Size of the new COW file, in MiB; 0 for the default, as for setup-snapshot.
         #[arg(short, long, value_name = "MIB", value_parser = mib)]
         fallocate: Option<u64>,
         /// Where to create the new COW file: an absolute path on the same device.
@@ -151,7 +163,8 @@ Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
     },
     /// Change the limit of the index cache.
     Reconfigure {
-        /// Limit of the index cache, in bytes; the module's default unless given.
+        /// Limit of the index cache, in bytes; the module's default unless given, or 0. Less than 64 KiB counts as
+        /// 64 KiB.
         #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
         cache_size: Option<u64>,
         /// Number of the device.
@@ -168,6 +181,10 @@ Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
         minor: u32,
     },
     /// Let the COW file grow by itself before it is full.
+    #[command(after_help = "\
+Kept over transitions, but not over a reboot, a reload or hand-over: set it again then.
+
+Example: dbdctl reconfigure-auto-expand -r 1G 256 0")]
     ReconfigureAutoExpand {
         /// Free space of the filesystem that is never taken, in MiB.
         #[arg(short, long, value_name = "MIB", default_value = "0", value_parser = mib)]
@@ -181,11 +198,18 @@ Example: dbdctl setup-snapshot -f 2G /dev/sda1 /.datto 0")]
     },
     /// Give up a snapshot that has failed, keeping the change map: the next backup can be incremental.
     #[command(after_help = "\
-A snapshot fails when its COW file is full, for example. Changes are still tracked. After this command the
-device is in incremental mode: take the next snapshot with transition-to-snapshot. The image of the failed
-snapshot, if it was not complete, must not be updated: repeat it from the snapshot before.")]
+A snapshot fails when its COW file is full, for example. Changes are still tracked. After this
+command the device is in incremental mode: take the next snapshot with transition-to-snapshot.
+
+A full copy that the failure cut short is of no use: copy the next snapshot in full. An update
+that it cut short is made up for by the next one. Keep the COW file that it was using:
+  dbdctl drop-snapshot 0
+  dbdctl transition-to-snapshot /.datto2 0
+  update-img /dev/datto0 <that COW file> <the failed snapshot's COW file> <image>")]
     DropSnapshot(Minor),
     /// Show the tracked devices.
+    #[command(after_help = "\
+docs/json.md describes the fields of --json, and how to watch for failures.")]
     Info {
         /// Only this one.
         #[arg(value_name = "MINOR")]
@@ -212,10 +236,10 @@ nobody would see a write. With the root file system among them, reboot instead."
     #[command(after_help = "\
 Prints one run of changed blocks a line: first block and number of blocks, of 4096 bytes.
 
-A file wins: where one is named like a number, the number is taken for it (run it elsewhere to ask for the device).
+A file wins: in a folder with a file named 0, `changed 0` lists that file, not device 0.
 
-Fails when the device's chain has ended, for then nobody knows all that changed. Output that is followed by an
-exit status other than 0 is not complete: do not use it.
+Fails when the device's chain has ended, for then nobody knows all that changed. Output that is
+followed by an exit status other than 0 is not complete: do not use it.
 
 Examples: dbdctl changed /.datto
           dbdctl changed --json 0")]

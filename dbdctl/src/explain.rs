@@ -492,7 +492,8 @@ fn anywhere(errno: Errno) -> Option<String> {
                 "not supported for this device; the kernel log says why (dmesg | tail)"
             }
             Errno::EFAULT | Errno::E2BIG | Errno::ENOTTY => {
-                "dbdctl and the loaded module do not fit together: install both from one release"
+                "the loaded module is of another version than dbdctl: install both from one release, then load the \
+                 new module by `dbdctl hand-over` or a reboot"
             }
             _ => return None,
         }

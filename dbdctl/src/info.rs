@@ -102,7 +102,7 @@ fn table(info: &Info, status: Option<&Status>) -> String {
         row(
             "after a crash",
             format!(
-                "{} of these blocks only because nobody knows",
+                "{} of these blocks may not have changed: they were near writes when the machine crashed",
                 s.crash_blocks
             ),
         );
@@ -110,7 +110,9 @@ fn table(info: &Info, status: Option<&Status>) -> String {
     if s.flags & STATUS_NOT_RECORDED != 0 && s.flags & STATUS_CHAIN_BROKEN == 0 {
         row(
             "crash safety",
-            "none: after a crash the next backup must be a full one".into(),
+            "none: after a reboot, a crash or hand-over the next backup must be a full one. The next snapshot's \
+             COW file records changes again"
+                .into(),
         );
     }
     if let Some(last) = (s.origin_bytes > 0).then_some(s.origin_bytes) {
