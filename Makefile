@@ -146,7 +146,8 @@ install:
 	@test -n "$(KDIR)" || { echo "usage: make install KDIR=/lib/modules/\$$(uname -r)/build"; exit 1; }
 	$(MAKE) module tools KDIR=$(KDIR)
 	@# Debian's signing key is not for us: the README says how to sign with one's own.
-	$(MAKE) -C $(KDIR) M=$(CURDIR) CONFIG_MODULE_SIG_ALL= modules_install
+	@# A compressed module could not be signed as the README has it.
+	$(MAKE) -C $(KDIR) M=$(CURDIR) CONFIG_MODULE_SIG_ALL= CONFIG_MODULE_COMPRESS_ALL= modules_install
 	depmod -a "$$(cat $(KDIR)/include/config/kernel.release)"
 	install -D -m755 -t $(DESTDIR)$(PREFIX)/sbin target/release/dbdctl target/release/update-img
 	install -D -m644 -t $(DESTDIR)/etc/udev/rules.d dist/udev/*.rules
@@ -160,9 +161,14 @@ install:
 	install -D -m644 -t $(DESTDIR)/etc/modules-load.d dist/modules-load.d/dattobd.conf
 	install -D -m644 -t $(DESTDIR)/etc/systemd/system dist/systemd/dattobd-reload.service
 	sed -i 's|/usr/sbin/|$(PREFIX)/sbin/|' $(DESTDIR)/etc/systemd/system/dattobd-reload.service
-	@echo "To pick up tracked devices at boot: systemctl enable dattobd-reload && update-initramfs -u"
 	@if man=$$(mktemp -d) && target/release/dbdctl man $$man; then \
 	    install -D -m644 -t $(DESTDIR)$(PREFIX)/share/man/man8 $$man/*.8; rm -r $$man; fi
+	@completion() { file=$$(mktemp) && target/release/dbdctl completions $$1 >$$file && \
+	    install -D -m644 $$file "$(DESTDIR)$(PREFIX)/share/$$2" && rm $$file; }; \
+	completion bash bash-completion/completions/dbdctl && completion zsh zsh/site-functions/_dbdctl && \
+	completion fish fish/vendor_completions.d/dbdctl.fish
+	@echo "To pick up tracked devices at boot: systemctl daemon-reload && systemctl enable dattobd-reload;" \
+	    "udevadm control --reload; update-initramfs -u (or dracut -f)"
 
 clean:
 	rm -rf target
