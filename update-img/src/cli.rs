@@ -46,9 +46,9 @@ pub struct Cli {
     #[arg(long)]
     pub verify: bool,
 
-    /// Only compare: `update-img --verify-only <snapshot device> [<cow file>…] <image>`. Nothing is written. Blocks of the
-    /// running COW file are not compared, for the snapshot cannot show them. No COW file need be named; those that
-    /// are named are only checked to belong to the snapshot.
+    /// Only compare: `update-img --verify-only <snapshot device> [<cow file>…] <image>`. Nothing is written. Blocks
+    /// of the running COW file are not compared, for the snapshot cannot show them. No COW file need be named; those
+    /// that are named are only checked to belong to the snapshot.
     #[arg(long, conflicts_with_all = ["verify", "dry_run"])]
     pub verify_only: bool,
 
