@@ -167,7 +167,7 @@ enum Command {
     /// Call an ioctl with any arguments; prints OK or the errno
     Ioctl {
         /// setup, reload-snap, reload-inc, destroy, to-inc, to-snap, reconfigure, info, get-free,
-        /// expand, auto-expand, drop, status, or a code like 0x9120
+        /// expand, auto-expand, drop, release, status, extents, or a code like 0x9120
         name: String,
         /// field=value
         args: Vec<String>,

@@ -16,6 +16,8 @@ use crate::sys;
 
 /// An address that no process has mapped.
 const WILD: u64 = 0x10;
+/// An address of the kernel's own.
+const KERNEL: u64 = 0xffff_8880_0000_1000;
 
 struct Args {
     fields: BTreeMap<String, String>,
@@ -74,7 +76,7 @@ impl Args {
         let result = match word.as_deref() {
             None => control::call(&ctl, code, &mut arg),
             Some("@bad") => sys::ioctl_word(&ctl, code, WILD),
-            Some("@kernel") => sys::ioctl_word(&ctl, code, 0xffff_8880_0000_1000),
+            Some("@kernel") => sys::ioctl_word(&ctl, code, KERNEL),
             Some("@null") => sys::ioctl_word(&ctl, code, 0),
             Some(w) => bail!("arg={w}"),
         };
@@ -202,6 +204,29 @@ pub fn run(name: &str, list: &[String]) -> Result<()> {
                 print_status(&s);
             }
             r
+        }
+        "extents" => {
+            let mut room = [abi::Extent::default(); 16];
+            let buffer = match a.fields.remove("buffer").as_deref() {
+                None => room.as_mut_ptr() as u64,
+                Some("@bad") => WILD,
+                Some("@kernel") => KERNEL,
+                Some(w) => bail!("buffer={w}"),
+            };
+            let size = match a.number("struct")? as u32 {
+                0 => size_of::<abi::ExtentsParams>() as u32,
+                n => n,
+            };
+            let p = abi::ExtentsParams {
+                size,
+                minor: a.number("minor")? as u32,
+                kind: a.number("kind")? as u32,
+                count: a.number("count")? as u32,
+                start: a.number("start")?,
+                extents: buffer,
+            };
+            ensure!(p.count as usize <= room.len(), "no room for so many");
+            a.call(abi::EXTENTS, p)?.0
         }
         code => {
             let code = code.strip_prefix("0x").context("unknown call")?;
