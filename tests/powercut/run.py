@@ -372,8 +372,12 @@ class Run:
             if why:
                 return True, f"no chain, rightly: {why}; {synced}"
             return False, f"the chain has ended ({fields.get('why')}), but had no reason to"
-        snapshot = "" if "snapshot" not in fields else (
-            ", snapshot survived" if fields["snapshot"] == "0" else ", snapshot lost")
+        # Where its copies lie is kept in memory, until an orderly end in snapshot mode. No recording has such an end.
+        if fields.get("snapshot") == "0":
+            return False, "the snapshot came up as good, but nothing on the disk can say where its copies are"
+        if cut["scenario"] == "snapshot" and "snapshot" not in fields:
+            return False, "cut in snapshot mode, but it came up in incremental mode"
+        snapshot = ", snapshot lost, as it must be" if "snapshot" in fields else ""
         return True, (f"chain went on with .datto{chain}{snapshot}, {fields.get('added', '?')} blocks added of "
                       f"{fields.get('changed', '?')}, none missed, {synced}")
 

@@ -320,8 +320,11 @@ fn reload(state: &mut State<'_>, seqid: u64) -> Result<Loaded, String> {
             Err(e) => return Err(says("next root")(e)),
         }
     }
-    let lost_snapshot = root.snapshot && !(root.state == RootState::Sealed && root.map_words != 0);
-    let own: &[FileExtent] = if lost_snapshot { &file } else { &[] };
+    if root.snapshot && root.state == RootState::Sealed && root.map_words != 0 {
+        // No recording has an orderly end in snapshot mode: this one's copies would not be where it says.
+        return Err("its snapshot would count as sealed".into());
+    }
+    let own: &[FileExtent] = if root.snapshot { &file } else { &[] };
     for e in abandoned.iter().chain(own) {
         changes.mark(e.origin_block, e.len);
     }
