@@ -19,7 +19,7 @@ for deb in "$TOP"/target/deb/dattobd-modules-*.deb; do
     done
     rm -r "$out/x"
 done
-cp "$TOP/INSTALL.md" "$TOP/README.md" "$out/$name/"
+cp "$TOP/INSTALL.md" "$TOP/README.md" "$TOP/docs/json.md" "$out/$name/"
 install -m755 "$TOP/dist/bundle/install.sh" "$out/$name/"
 (cd "$out/$name" && find . -type f -print0 | sort -z | xargs -0 sha256sum) >"$out/sums"
 mv "$out/sums" "$out/$name/SHA256SUMS"

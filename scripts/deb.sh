@@ -56,7 +56,7 @@ stage() {
     date=$(git -C "$TOP" log -1 --format=%cD 2>/dev/null || date -R)
     rm -rf "$out"
     mkdir -p "$build"/{debian,bin,man,modules,src,completions}
-    cp -r "$TOP/dist" "$TOP/README.md" "$TOP/INSTALL.md" "$build/"
+    cp -r "$TOP/dist" "$TOP/README.md" "$TOP/INSTALL.md" "$TOP/docs/json.md" "$build/"
     cp "$TOP/target/$T_NAME/release/"{dbdctl,update-img} "$build/bin/"
     cp -r "$TOP/kernel" "$TOP/ioctl-abi" "$TOP/Kbuild" "$TOP/Cargo.toml" "$build/src/"
     # What a build in place leaves behind.
