@@ -113,8 +113,14 @@ after_kill() {
         added="$added$(json $minor crash_blocks) of $(json $minor nr_changed_blocks) blocks, "
         case "$(json $minor state_text)" in
         "active incremental") ;;
-        "active snapshot") dbdctl transition-to-incremental $minor ;;
-        *) dbdctl drop-snapshot $minor ;;
+        # None of these machines was shut down in snapshot mode: where the copies lay was only in its memory.
+        "active snapshot") fail "minor $minor: a snapshot that nobody has sealed came up as good" ;;
+        *)
+            ! dd if=/dev/datto$minor of=/dev/null bs=4096 count=1 iflag=direct status=none 2>/run/said ||
+                fail "minor $minor: the snapshot is lost, but can be read"
+            grep -q 'Input/output error' /run/said || fail "minor $minor: the lost snapshot's node: $(cat /run/said)"
+            dbdctl drop-snapshot $minor
+            ;;
         esac
         is $minor state_text "active incremental"
         seq=$(json $minor seq_id)
