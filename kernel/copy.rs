@@ -27,6 +27,12 @@ pub(crate) fn run(snap: &Arc<Snapshot>) {
             write(snap, batch.seq, batch.chunks, batch.origin);
         }
     });
+    // What is ready and not enough for a bio waits for company, and the end of that wait must be under way:
+    // perhaps nothing more is claimed for hours. Not after `at_once`: what is left then stands behind an
+    // old block that is still being read, and `copies_ready` hears of that one.
+    if !at_once && !snap.lets_go() && snap.ring.lock().ready() > 0 {
+        Snapshot::gather(snap);
+    }
 }
 
 impl Snapshot {
@@ -38,7 +44,14 @@ impl Snapshot {
         } else if ready > 0 && this.claim_blocked.load(Ordering::Relaxed) {
             // A writer waits for the memory.
             Self::write_copies(this);
-        } else if ready > 0 && !this.gathering.swap(true, Ordering::AcqRel) {
+        } else if ready > 0 {
+            Self::gather(this);
+        }
+    }
+
+    /// Sees to it that what is ready is written in a moment, if it has not found company by then.
+    fn gather(this: &Arc<Self>) {
+        if !this.gathering.swap(true, Ordering::AcqRel) {
             let delay = kernel::time::msecs_to_jiffies(GATHER_MS);
             let queues = this.queues.clone();
             let _ = queues.issue.queue().enqueue_delayed::<_, 6>(this.clone(), delay);
