@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use nix::libc;
 
-use crate::extents::BLOCK;
+use crate::extents::{Blocks, Skip, BLOCK};
 use crate::sys;
 
 /// Which blocks.
@@ -29,9 +29,11 @@ pub struct Options {
     /// Threads, each of which waits for its writes
     #[arg(long, default_value_t = 16)]
     threads: u64,
+    #[command(flatten)]
+    skip: Skip,
 }
 
-fn work(o: &Options, places: u64, next: &AtomicU64) -> Result<()> {
+fn work(o: &Options, skip: &Blocks, places: u64, next: &AtomicU64) -> Result<()> {
     let file = sys::open_write(Path::new(&o.device), libc::O_DIRECT)?;
     let mut buf = sys::AlignedBuf::new(usize::try_from(o.len)?);
     loop {
@@ -39,12 +41,16 @@ fn work(o: &Options, places: u64, next: &AtomicU64) -> Result<()> {
         if n >= places {
             return Ok(());
         }
+        let first = n * o.stride / BLOCK;
+        if (first..first + o.len / BLOCK).any(|b| skip.contains(b)) {
+            continue;
+        }
         file.read_exact_at(&mut buf, n * o.stride)?;
         file.write_all_at(&buf, n * o.stride)?;
     }
 }
 
-/// Does it, and prints how many places there were.
+/// Does it, and prints how many places there were, those that are skipped included.
 pub fn run(o: &Options) -> Result<()> {
     anyhow::ensure!(
         o.stride > 0 && o.stride % BLOCK == 0 && o.len > 0 && o.len % BLOCK == 0,
@@ -52,11 +58,12 @@ pub fn run(o: &Options) -> Result<()> {
     );
     let bytes = sys::size_of(&sys::open_read(&o.device, 0)?)?;
     let fit = bytes.saturating_sub(o.len) / o.stride + 1;
+    let skip = o.skip.load()?;
     let places = o.count.map_or(fit, |c| c.min(fit));
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..o.threads)
-            .map(|_| scope.spawn(|| work(o, places, &next)))
+            .map(|_| scope.spawn(|| work(o, &skip, places, &next)))
             .collect();
         all.into_iter().try_for_each(|t| {
             t.join()
