@@ -112,7 +112,7 @@ test-powercut:
 
 # Goes on where it was stopped; results and recordings are in target/powercut. The whole of it also kills the
 # Debian VM KILLS times.
-N ?= $(if $(QUICK),6,200)
+N ?= $(if $(QUICK),5,200)
 SEED ?= 1
 POWERCUT = scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 1 --rounds 1) \
     $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)

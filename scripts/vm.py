@@ -33,6 +33,9 @@ BOOT = os.environ.get("DBD_BOOT")
 CASE_SECONDS, CASE_SECONDS_LONG = 280, 7200
 LONG = os.environ.get("LONG") == "1"
 SLOW = float(os.environ.get("SLOW") or 1)
+# Emulated. Without ERMS and FSRM programs and kernel copy eight bytes with an instruction where it would be one:
+# `rep movsb`, fast on all that has it, is emulated byte by byte.
+EMULATED_CPU = "max,-erms,-fsrm"
 # What a kernel that watches itself needs for that.
 DEBUG_MEMORY_MIB = 640
 # Until the first program of ours has started. What has not by then has died on the way.
@@ -166,12 +169,10 @@ class Vm:
 
     def argv(self):
         a = accel()
-        cpu, icount = "host" if a == "kvm" else "max", []
+        cpu, icount = "host" if a == "kvm" else EMULATED_CPU, []
         if self.needs.get("icount"):
             # A nanosecond of the guest's time for each instruction. Only TCG counts, and only with one thread.
-            a, cpu, icount = "tcg,thread=single", "max", ["-icount", "shift=0,sleep=off"]
-            # Without ERMS and FSRM the kernel copies eight bytes with an instruction instead of one.
-            cpu += ",-erms,-fsrm"
+            a, cpu, icount = "tcg,thread=single", EMULATED_CPU, ["-icount", "shift=0,sleep=off"]
         # The VM ends with this program, however that ends.
         memory = (size_of(self.needs.get("mem", "1G")) >> 20) + (DEBUG_MEMORY_MIB if BOOT else 0)
         # Where its disks are in memory it takes much: should that run out, others are not to suffer.
