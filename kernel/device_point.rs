@@ -323,8 +323,8 @@ impl Device {
         let file = file.file().ok_or(EINVAL)?;
         if file.ext.state != cow::EXT_STATE_ROOTED {
             pr_warn!(
-                "datto{}: the COW file lies in too many pieces ({}) to be found again after a crash: the \
-                 next backup after one must be a full one\n",
+                "datto{}: the COW file lies in too many pieces ({}) to be found again after a reboot or a \
+                 crash: the next backup after one must be a full one\n",
                 self.minor(),
                 file.extents().len()
             );

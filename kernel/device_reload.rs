@@ -23,6 +23,7 @@ use crate::device_setup::cache_size_or_default;
 use crate::device_status::OriginId;
 use crate::device_transition::incremental_epoch;
 use crate::epoch::Epoch;
+use crate::events::Failure;
 use crate::identity;
 use crate::log_load::{read_extents, read_root, Loaded, Reason};
 use crate::logic::change_map::ChangeMap;
@@ -98,6 +99,7 @@ impl Device {
                     this.minor()
                 );
                 this.break_chain(e.to_errno());
+                this.outlet.announce(this.minor(), e.to_errno(), Failure::Chain);
                 live
             }
         };

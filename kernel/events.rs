@@ -93,6 +93,11 @@ impl Outlet {
                 minor
             ),
         }
+        self.announce(minor, errno, what);
+    }
+
+    /// Sends the uevent alone, where the log has a line of its own. May sleep.
+    pub(crate) fn announce(&self, minor: u32, errno: i32, what: Failure) {
         if let Err(e) = self.send(minor, errno, what) {
             pr_warn!("datto{}: no uevent sent: {}\n", minor, e.to_errno());
         }

@@ -98,8 +98,8 @@ impl Calls for ControlCalls {
         // A call from 32 on carries its argument's size in the argument (see `abi`), so a caller
         // with a longer struct, and therefore another number, means the same call.
         let sized = ioctl_sized::without_size(cmd);
-        let open_to_all = matches!(cmd, abi::INFO | abi::GET_FREE) || sized == ioctl_sized::STATUS;
-        if !open_to_all && !is_admin() {
+        // COMPAT.md, section 1.
+        if !matches!(cmd, abi::INFO | abi::GET_FREE) && !is_admin() {
             return Err(EPERM);
         }
         match cmd {

@@ -557,9 +557,9 @@ impl Log {
         self.stopped.store(true, Ordering::Release);
         pr_err!(
             "changes are no longer recorded on disk (error {}): they are still tracked in memory, but \
-             after a crash the next backup must be a full one{}\n",
+             after a reboot or a crash the next backup must be a full one{}\n",
             error.to_errno(),
-            if poisoned.is_ok() { "" } else { "; do not reload this COW file after a crash" }
+            if poisoned.is_ok() { "" } else { "; do not reload this COW file then" }
         );
     }
 

@@ -91,7 +91,7 @@ const KNOWN: [Known; 15] = [
     known(abi::EXPAND_COW_FILE, false),
     known(abi::RECONFIGURE_AUTO_EXPAND, false),
     known(abi::DROP_SNAPSHOT, false),
-    known(abi::STATUS, true),
+    known(abi::STATUS, false),
     known(abi::EXTENTS, false),
     known(abi::RELEASE, false),
 ];
@@ -449,8 +449,8 @@ fn judge_unprivileged(code: u32, errno: i32) -> Result<()> {
     let wrong = match open {
         Some(true) => errno == libc::EPERM,
         Some(false) => errno != libc::EPERM,
-        // STATUS with another size is STATUS; everything else is refused in one way or another.
-        None => errno == 0 && abi::ioc_nr(code) != abi::ioc_nr(abi::STATUS),
+        // Refused in one way or another.
+        None => errno == 0,
     };
     if wrong {
         return Err(finding(format!(
