@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # `make` explains. Everything but `install` happens in a chroot and in VMs, never on this machine.
 
-# Tests are built for every target. They run on the first, with KERNELS=all on every one.
+# The modules are built for every target. The VM cases run on the first, with KERNELS=all on every one; all else runs on
+# the first.
 EVERY := trixie sid
 FIRST := trixie
 TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
@@ -9,7 +10,7 @@ TARGETS := $(if $(filter all,$(KERNELS)),$(EVERY),$(FIRST))
 .PHONY: help demo test test-host fuzz test-vm test-powercut test-debian test-stress test-debug powercut stress build-every module tools setup install deb bundle clean distclean
 help:
 	@echo "make demo            run the backup cycle in a VM, with a transcript"
-	@echo "make test            all tests: host tests and VM tests (KERNELS=all: on both kernels)"
+	@echo "make test            all tests: host tests and VM tests (KERNELS=all: the VM cases on both kernels)"
 	@echo "make test-vm CASES=cycle   only the VM cases whose names contain a word. LONG=1: at length, for hours;"
 	@echo "                     SLOW=4: on a machine on which everything takes so much longer"
 	@echo "make fuzz FUZZ_SECONDS=600  COW files and private blocks of any content, guided by coverage"
