@@ -139,6 +139,7 @@ test-stress: stress-ready
 # What the engine costs (tests/bench).
 .PHONY: bench
 bench: module tools
+	@scripts/build-module.sh $(FIRST) faults
 	@scripts/build-test-modules.sh $(FIRST) && scripts/stage-modules.sh $(FIRST) && scripts/vm-image.sh $(FIRST)
 	@scripts/bench.sh $(if $(QUICK),--quick) $(if $(FRESH),--fresh) $(BENCH_FLAGS)
 

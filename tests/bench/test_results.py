@@ -97,6 +97,25 @@ class Tables(unittest.TestCase):
         self.assertIn("| setup | 2.00 (1.00 to 3.00) |", extras.by_size(found))
         self.assertEqual(extras.plain(found, True), "")
 
+    def test_targets_that_are_no_ratio(self):
+        def row(what, value, gib=None, percent=None, by="wall"):
+            return {"row": what, "gib": gib, "percent": percent, "by": by, "value": value}
+
+        rows = [row("freeze by fsfreeze, ms", 20, 1, 0), row("freeze in setup, ms", 29, 1, 0), row("setup, ms", 300, 1, 0),
+                row("freeze in transition, ms", 31, 1, 0), row("fallocate of a file as large as the COW file, ms", 10, 1, 0),
+                row("freeze by fsfreeze, ms", 20, 1024, 0), row("setup, ms", 2000, 1024, 0),
+                row("fallocate of a file as large as the COW file, ms", 1500, 1024, 0),
+                row("destroy, ms", 100, 1, 0), row("destroy, ms", 201, 1024, 0),
+                row("bytes of memory for a block overwritten in a row: all maps", 12.1),
+                row("maps in a snapshot, every part touched, MiB", 66, 1024),
+                row("update-img, scattered blocks: MiB/s", 49), row("random reads of as many blocks, 32 under way: MiB/s", 100)]
+        seen = {what.split(",")[0]: reached for what, _, _, reached in extras.others(results.figures(rows))}
+        self.assertEqual(seen, {"freeze in setup": True, "freeze in transition": False, "setup": True, "destroy": False,
+                                "bytes of memory for a block overwritten in a row: all maps": False,
+                                "maps in a snapshot": True, "update-img": False})
+        self.assertEqual(extras.others({}), [])
+        self.assertIn("| 201 | at most 200 | **missed** |", extras.others_table(results.figures(rows)))
+
     def test_latencies(self):
         found = results.latencies([m("seqwrite", "bare", 1, "wall"), m("seqwrite", "bare", 1)])
         self.assertEqual(found, {("seqwrite", "bare"): {"p50": 1, "p99": 2, "p999": 3}})

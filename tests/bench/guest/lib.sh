@@ -41,7 +41,7 @@ start() {
 load_options() {
     case $1 in
     first-touch) OPTIONS=(--rw=write:4092k --bs=4k --ioengine=psync "--io_size=${FILE_MIB}k") ;;
-    randwrite-qd1) OPTIONS=(--rw=randwrite --bs=4k --ioengine=psync) ;;
+    randwrite-qd1*) OPTIONS=(--rw=randwrite --bs=4k --ioengine=psync) ;;
     randwrite-qd32*) OPTIONS=(--rw=randwrite --bs=4k --ioengine=libaio --iodepth=32) ;;
     seqwrite) OPTIONS=(--rw=write --bs=1M --ioengine=libaio --iodepth=4) ;;
     randread* | snapread-rand) OPTIONS=(--rw=randread --bs=4k --ioengine=libaio --iodepth=32) ;;
