@@ -6,13 +6,23 @@
 synced_file() { head -c $((4096 + $2 * 7919 % 60000)) < <(yes "synced file $2 of $1" 2>/dev/null); }
 
 # mount_it FS DEVICE: mounts it where it belongs. A cut may have torn ext4's superblock, which has two
-# sectors: then the mount refuses it, and a repair, tracked as all writes are, has to come first.
+# sectors: then the mount refuses it, and a repair, tracked as all writes are, has to come first. Of xfs it may have
+# torn any block of several sectors: its recovery leaves a block alone whose first sector is the newer one, and then
+# finds the checksum wrong. The host knows whether anything was torn.
 mount_it() {
     if [ "$1" = ext4 ] && LC_ALL=C dumpe2fs -h "$2" 2>&1 | grep -q 'checksum does not match'; then
         echo "result repaired=1"
         e2fsck -fy "$2" >"$W/repair" 2>&1 || [ $? -le 1 ] || { cat "$W/repair"; fail "the repair has failed"; }
     fi
-    mount -o discard "$2" "$M"
+    mount -o discard "$2" "$M" 2>"$W/refused" && return
+    if [ "$1" = xfs ] && dmesg | tail -40 | grep -qE 'log mount/recovery failed: error -(74|117)'; then
+        echo "result repaired=1"
+        xfs_repair -L "$2" >"$W/repair" 2>&1 || { cat "$W/repair"; fail "the repair has failed"; }
+        mount -o discard "$2" "$M"
+        return
+    fi
+    cat "$W/refused"
+    return 1
 }
 
 # comes_to STATE: minor 0 is in one of these states within a moment.

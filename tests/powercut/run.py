@@ -365,6 +365,8 @@ class Run:
             return False, "no result in time" if code == 124 else f"failed (exit code {code})"
         chain = fields.get("chain")
         synced = f"{fields['synced']} files synced" if "synced" in fields else "nothing synced yet"
+        if cut["fs"] == "xfs" and "repaired" in fields and not cut["torn"]:
+            return False, "xfs could not recover its log, and nothing was torn"
         if chain == "none":
             return True, f"journal replayed, {synced}"
         if chain == "ended":
@@ -378,6 +380,7 @@ class Run:
         if cut["scenario"] == "snapshot" and "snapshot" not in fields:
             return False, "cut in snapshot mode, but it came up in incremental mode"
         snapshot = ", snapshot lost, as it must be" if "snapshot" in fields else ""
+        snapshot += ", through a repair of the filesystem" if "repaired" in fields else ""
         return True, (f"chain went on with .datto{chain}{snapshot}, {fields.get('added', '?')} blocks added of "
                       f"{fields.get('changed', '?')}, none missed, {synced}")
 
