@@ -86,11 +86,14 @@ impl<'a> BioRef<'a> {
     }
 
     /// Sends it to another device: `submit_bio_noacct_nocheck` reads the device again after the
-    /// tracepoint. Only from the probe. Polling is given up, as the new device does not poll.
+    /// tracepoint. Only from the probe. Polling is given up, as the new device does not poll; and so is EAGAIN,
+    /// which that device would give by itself while somebody changes its limits: the bio would not come to us.
     pub(crate) fn redirect(self, to: Bdev) {
+        const NOT_THERE: u32 =
+            1 << bindings::req_flag_bits___REQ_POLLED | 1 << bindings::req_flag_bits___REQ_NOWAIT;
         // SAFETY: The submission path leaves the bio to the probe.
         unsafe {
-            (*self.as_ptr()).bi_opf &= !(1 << bindings::req_flag_bits___REQ_POLLED);
+            (*self.as_ptr()).bi_opf &= !NOT_THERE;
             (*self.as_ptr()).bi_bdev = to.as_ptr();
         }
     }
@@ -165,8 +168,6 @@ impl HeldBio {
             let bio = self.0.as_ptr();
             let remapped = (*bio).bi_flags & (1 << bindings::BIO_REMAPPED) != 0;
             (*bio).bi_bdev = if remapped { origin } else { origin.whole() }.as_ptr();
-            // It has waited already: EAGAIN would only be confusing now.
-            (*bio).bi_opf &= !(1 << bindings::req_flag_bits___REQ_NOWAIT);
         }
     }
 
