@@ -486,9 +486,6 @@ impl Tracker {
         if epoch.sent(bio) {
             return Action::Pass;
         }
-        if self.hold.shut.load(Ordering::Relaxed) {
-            return Action::Redirect;
-        }
         let decision = decide::decide(&Facts {
             op: op_of(bio),
             protection: match snapshot {
@@ -514,7 +511,8 @@ impl Tracker {
             Decision::Hold | Decision::DropDiscard => Action::Redirect,
             ending => self.end_what_is_hit(ending, epoch, (block, len)),
         };
-        if action == Action::Redirect || closed {
+        // The door is looked at last: it may be open again when the bio gets there, and then nobody asks anew.
+        if action == Action::Redirect || closed || self.hold.shut.load(Ordering::Relaxed) {
             return Action::Redirect;
         }
         epoch.gone(block, bio.key());
