@@ -55,6 +55,7 @@ use crate::sys::{
     errno::EUCLEAN,
     gate::Gate,
     queues::Queues,
+    rcu_cell::synchronize,
 };
 use crate::{claim, copy, copy_ring::CopyRing, release, stored};
 use core::ops::Range;
@@ -495,6 +496,9 @@ impl Snapshot {
         this.bound.wait_empty();
         this.reads.wait_empty();
         this.writes.wait_empty();
+        // A completion that has left the gate by its work may still hold a reference, which must not be the last:
+        // dropping that one sleeps.
+        synchronize();
         // After the work that may have set it off, before the queue that it would run on goes.
         this.queues.flush();
         flush_delayed(&this.gather_work);
