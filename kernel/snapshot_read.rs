@@ -291,7 +291,8 @@ impl ReadPart {
 impl EndIo for ReadPart {
     fn end_io(bio: PoolBio<Self>) {
         let ok = bio.status() == Status::Ok;
-        if ok && !bio.payload().holds() {
+        // If it does not hold, its data does not matter, and neither does an error: there is a copy.
+        if !bio.payload().holds() {
             let snapshot = bio.payload().snapshot.clone();
             snapshot.rereads.push(bio);
             snapshot.as_arc_borrow().wake_reread();
