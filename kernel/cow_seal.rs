@@ -44,14 +44,15 @@ impl CowFile {
     ///
     /// # Errors
     ///
-    /// ESTALE, ENOENT: there is no such file any more; else what stands in the way.
+    /// ESTALE, ENOENT: there is no such file any more; ENODEV: the filesystem is going away; else what stands in
+    /// the way.
     pub(crate) fn hand_over_other(
         &self,
         id: FileId,
         sibling: &Sibling,
         origin: &Origin,
     ) -> Result {
-        let live = self.enter()?;
+        let live = self.enter().map_err(|e| if e == ESTALE { ENODEV } else { e })?;
         let file = live.open_other(id)?;
         let block = read_header(&file)?;
         let header = decode_header(&block)?;
