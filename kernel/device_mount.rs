@@ -191,6 +191,7 @@ impl Device {
         drop(view);
         // The handle keeps the device as a mount does; without it I/O works just as well.
         let _ = live.origin.reopen(found.dev);
+        file.place.dev = found.dev;
         match still_there(file) {
             Ok(true) => {}
             Ok(false) => {

@@ -76,7 +76,8 @@ unsigned int dbd_block_filesystems(struct file_system_type **out, unsigned int r
 /* btrfs has no s_bdev, but is the holder of each of its devices. */
 bool dbd_sb_is_on(struct super_block *sb, struct block_device *bdev)
 {
-	if (sb->s_bdev && sb->s_bdev->bd_dev == bdev->bd_dev)
+	/* By its place too: what a rescan has made anew may have another number. */
+	if (sb->s_bdev && (sb->s_bdev->bd_dev == bdev->bd_dev || dbd_sb_is_at(sb, bdev)))
 		return true;
 	return READ_ONCE(bdev->bd_holder) == sb;
 }

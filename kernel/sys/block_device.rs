@@ -2,7 +2,7 @@
 //! Opening a block device without claiming it.
 
 use super::{bdev::Bdev, ffi_fs as ffi};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use kernel::{bindings, error::from_err_ptr, error::to_result, prelude::*};
 
 /// The device number that `path` names, as seen by the calling process. ENOENT, ENOTBLK.
@@ -34,6 +34,8 @@ pub(crate) struct Traits {
 pub(crate) struct OpenDevice {
     bdev: Bdev,
     file: AtomicPtr<bindings::file>,
+    /// Its number: another one since a rescan of the partitions has made the device anew in its place.
+    dev: AtomicU32,
 }
 
 // SAFETY: Files and block devices may be used and released from any task.
@@ -57,6 +59,7 @@ impl OpenDevice {
         Ok(Self {
             bdev,
             file: AtomicPtr::new(file),
+            dev: AtomicU32::new(dev),
         })
     }
 
@@ -71,9 +74,10 @@ impl OpenDevice {
         }
     }
 
-    /// Takes a handle again, on the device number `dev`, which is the same place of the same disk. No
-    /// effect while there is one.
+    /// Takes a handle again, on the device number `dev`, which is the same place of the same disk. There is no
+    /// second handle; the number counts from now on, also when this fails.
     pub(crate) fn reopen(&self, dev: bindings::dev_t) -> Result {
+        self.dev.store(dev, Ordering::Relaxed);
         if !self.file.load(Ordering::Acquire).is_null() {
             return Ok(());
         }
@@ -96,9 +100,9 @@ impl OpenDevice {
         self.bdev.as_ptr()
     }
 
+    /// The number of the device in its place.
     pub(crate) fn dev(&self) -> bindings::dev_t {
-        // SAFETY: Valid by the type invariant, constant.
-        unsafe { (*self.bdev.as_ptr()).bd_dev }
+        self.dev.load(Ordering::Relaxed)
     }
 
     pub(crate) fn traits(&self) -> Traits {
