@@ -24,6 +24,7 @@ use crate::device_status::OriginId;
 use crate::device_transition::incremental_epoch;
 use crate::epoch::Epoch;
 use crate::events::Failure;
+use crate::faults::{self, Fault};
 use crate::identity;
 use crate::log_load::{read_extents, read_root, Loaded, Reason};
 use crate::logic::change_map::ChangeMap;
@@ -144,12 +145,35 @@ impl Device {
         origin: &Arc<Origin>,
         request: &ReloadRequest,
     ) -> Result<Live, Bad> {
+        let events = Arc::new(Watch(this.clone()), GFP_KERNEL).map_err(|e| (e.into(), "there is no memory"))?;
+        // From here on it sees every bio, and tells of writes that no rule covers yet.
+        let tracker = Tracker::new(origin.clone(), this.minor(), events)
+            .map_err(because("it cannot be tracked"))?;
+        let result = Self::pick_up_with(this, origin, request, &tracker);
+        if result.is_err() {
+            tracker.stop();
+        }
+        result
+    }
+
+    fn pick_up_with(
+        this: &Arc<Self>,
+        origin: &Arc<Origin>,
+        request: &ReloadRequest,
+        tracker: &Arc<Tracker>,
+    ) -> Result<Live, Bad> {
         this.step("looking for the COW file");
         let ext = find(origin, this.minor(), &request.cow)?;
         this.step("reading what it says");
         let loaded = Loaded::read(origin.device(), origin.bytes(), ext.nonce, ext.roots)?;
         let mut io = RawIo::new(origin.device()).map_err(because("there is no memory"))?;
         let abandoned = check_state(&mut io, &loaded.root, origin)?;
+        // Before anything is written to blocks that may belong to others by now. Those who write meanwhile, a mount
+        // or a check of the filesystem, are seen by the tracker: reading the map of a large device takes its time.
+        identity::compare(&mut io, &loaded.root).map_err(|why| (ESTALE, why))?;
+        if tracker.was_written_to() && !faults::active(Fault::NoReloadCheck) {
+            return Err((ESTALE, "somebody wrote to the device while it was looked at: it was being mounted, or checked"));
+        }
         if loaded.root.snapshot != request.snapshot {
             pr_info!(
                 "datto{}: {} is in {} mode, and goes on in it\n",
@@ -158,13 +182,10 @@ impl Device {
                 if loaded.root.snapshot { "snapshot" } else { "incremental" }
             );
         }
-        let events = Arc::new(Watch(this.clone()), GFP_KERNEL).map_err(|e| (e.into(), "there is no memory"))?;
-        let tracker = Tracker::new(origin.clone(), this.minor(), events)
-            .map_err(because("it cannot be tracked"))?;
-        let result = Self::publish(this, origin, request, &tracker, ext, loaded, &abandoned)
+        Self::publish(this, origin, request, tracker, ext, loaded, &abandoned)
             .map_err(because("there is no memory"))
             .and_then(|live| {
-                // Once every write is tracked: whoever wrote before shows now.
+                // Once more, now that every write is tracked: whoever wrote before shows.
                 let log = live.log.as_ref().ok_or((EINVAL, "it has no log"))?;
                 let same = identity::compare(&mut io, &log.lock().root);
                 if same.is_err() {
@@ -178,11 +199,7 @@ impl Device {
                 }
                 same.map_err(|why| (ESTALE, why))?;
                 Ok(live)
-            });
-        if result.is_err() {
-            tracker.stop();
-        }
-        result
+            })
     }
 
     /// Publishes the rules for writes that follow from what was loaded.

@@ -608,6 +608,11 @@ impl Log {
     /// Enters blocks that we ourselves have put in the change map, durably: they belonged to a COW file, and
     /// no write of the filesystem marks them. On failure the record ends.
     pub(crate) fn mark_extents(&self, extents: impl Iterator<Item = (u64, u64)>) {
+        let mut extents = extents.peekable();
+        if extents.peek().is_none() {
+            // Nothing is written: what is sealed stays so.
+            return;
+        }
         let mut disk = self.lock();
         if self.is_stopped() {
             return;

@@ -221,6 +221,8 @@ pub(crate) struct Tracker {
     listening: AtomicBool,
     /// Somebody was told of one and has not looked yet.
     told: AtomicBool,
+    /// There was a write that no rule covered. Never cleared.
+    uncovered: AtomicBool,
     hold: Arc<HoldQueue>,
     shadow: BioDisk<HoldQueue>,
     shadow_bdev: Bdev,
@@ -283,6 +285,7 @@ impl Tracker {
                 ended <- new_spinlock!(false, "dattobd::ended"),
                 listening: AtomicBool::new(false),
                 told: AtomicBool::new(false),
+                uncovered: AtomicBool::new(false),
                 hold,
                 shadow,
                 shadow_bdev,
@@ -307,6 +310,12 @@ impl Tracker {
 
     pub(crate) fn queues(&self) -> &Arc<Queues> {
         &self.queues
+    }
+
+    /// Whether anybody has written to the device since [`Tracker::new`] without an epoch to see to it. Our own
+    /// writes count: ask before there are any.
+    pub(crate) fn was_written_to(&self) -> bool {
+        self.uncovered.load(Ordering::Acquire)
     }
 
     /// Looks for a mount, or no longer. Idempotent.
@@ -481,7 +490,10 @@ impl Tracker {
         if self.listening.load(Ordering::Relaxed) {
             self.tell();
         }
-        let Some(epoch) = self.epoch.read(guard) else { return Action::Pass };
+        let Some(epoch) = self.epoch.read(guard) else {
+            self.uncovered.store(true, Ordering::Release);
+            return Action::Pass;
+        };
         let snapshot = epoch.snapshot.as_ref();
         if epoch.sent(bio) {
             return Action::Pass;
