@@ -37,8 +37,7 @@ PROGRAMS = {
     "peers": (("instructions", "wall"), 0.5),
     "costs": (("instructions", "wall"), 2),
     "cache": (("instructions", "wall"), 8),
-    # Larger ones do not lie in one piece any more.
-    "update": (("instructions", "wall"), 1.25),
+    "update": (("instructions", "wall"), 4),
     "times": (("wall",), 1),
 }
 # Not worth its time for a glance.
