@@ -14,8 +14,9 @@ STEPS = ("18100 instructions are added to 13600. A third of them are two switche
          "our own code. If that cost nothing, 0.47; if nobody were switched to either, 0.60. dm-snapshot gets there with "
          "chunks of 64 KiB because this load overwrites all sixteen blocks of each: one copy for sixteen writes. "
          "Waking the task for eight completions at a time was tried: there are not eight, and no figure changed")
-BIO = ("each read is cloned, and the clone goes through the block layer once more: the same as for dm-snapshot and any other "
-       "bio-based device in between")
+BIO = ("each read is cloned, and the clone goes through the block layer once more: some 1700 instructions are added to 11700, as "
+       "many as dm-snapshot adds (1730). 0.95 leaves 600 for the second way through submission and completion, for the clone, "
+       "and for the look at the maps before and after")
 BOUNDS = {
     ("randwrite-qd1", "incremental"): MARKS,
     ("randwrite-qd32", "incremental"): MARKS,
