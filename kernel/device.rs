@@ -261,6 +261,7 @@ impl Live {
         Shown {
             cow_path: self.cow_path.clone(),
             cow_bytes: self.file.as_ref().map_or(0, CowFile::size),
+            cow_nonce: self.file.as_ref().map_or(0, |file| file.ext.nonce),
             cow_extents: self.cow_extents.clone(),
             origin_bytes: self.geometry.origin_bytes,
             seqid: self.seqid,

@@ -57,6 +57,7 @@ pub(crate) struct AutoExpand {
 pub(crate) struct Shown {
     pub(crate) cow_path: Arc<CString>,
     pub(crate) cow_bytes: u64,
+    pub(crate) cow_nonce: u64,
     /// Where the COW file lies on the origin, in order of origin blocks.
     pub(crate) cow_extents: Arc<KVVec<Extent>>,
     pub(crate) origin_bytes: u64,
@@ -195,6 +196,7 @@ impl Device {
             error: state.error(),
             origin_bytes: shown.origin_bytes,
             cow_bytes: shown.cow_bytes,
+            cow_nonce: shown.cow_nonce,
             map_memory: shown.changes.memory_bytes(),
             freeze_ns: shown.freeze_ns,
             nr_changed_blocks: shown.changes.count(),

@@ -265,6 +265,9 @@ pub struct Status {
     pub index_memory: u64,
     /// Pages of the index that are in the COW file, in bytes.
     pub index_on_disk: u64,
+    /// Nonce of the running COW file, as its header has it ([`super::cow::Extension::nonce`]): tells apart what uuid
+    /// and seqid cannot, two histories of one disk that was rolled back or cloned. 0: no file, or an older module.
+    pub cow_nonce: u64,
 }
 
 /// The change map itself can no longer be trusted: the chain has ended (in [`Status::flags`]).
@@ -396,7 +399,7 @@ const _: () = {
     assert!(size_of::<Info>() == 8272);
 
     assert!(size_of::<DropSnapshotParams>() == 8);
-    assert!(size_of::<Status>() == 152);
+    assert!(offset_of!(Status, cow_nonce) == 152 && size_of::<Status>() == 160);
     assert!(size_of::<ReleaseParams>() == 8);
     assert!(size_of::<Extent>() == 16);
     assert!(size_of::<ExtentsParams>() == 32);

@@ -294,4 +294,5 @@ fn print_status(s: &abi::Status) {
         "index_memory={} index_on_disk={}",
         s.index_memory, s.index_on_disk
     );
+    println!("cow_nonce={}", s.cow_nonce);
 }
