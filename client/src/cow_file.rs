@@ -5,7 +5,10 @@
 //! and means "unchanged"; holes are passed over, so the time does not grow with the device either. An index
 //! that ends too early is an error, never "unchanged".
 
-use ioctl_abi::cow::{Geometry, Header, HeaderError, BLOCK_SIZE, ENTRY_UNCHANGED, HEADER_V1_BYTES};
+use ioctl_abi::cow::{
+    Extension, Geometry, Header, HeaderError, BLOCK_SIZE, ENTRY_UNCHANGED, EXT_BYTES, EXT_OFFSET,
+    HEADER_V1_BYTES,
+};
 use ioctl_abi::ioctl::Extent;
 use nix::errno::Errno;
 use nix::fcntl::{posix_fadvise, PosixFadviseAdvice};
@@ -64,6 +67,9 @@ pub struct CowFile {
     path: PathBuf,
     /// Its header.
     pub header: Header,
+    /// What tells it from all other files, also from one with the same series and sequence number. 0: the C driver's,
+    /// which has none.
+    pub nonce: u64,
 }
 
 impl CowFile {
@@ -91,10 +97,17 @@ impl CowFile {
             HeaderError::BadMagic(_) => Error::NotACowFile(path.to_owned()),
             HeaderError::UnknownVersion(v) => Error::Version(path.to_owned(), v),
         })?;
+        let mut bytes = [0; EXT_BYTES];
+        let nonce = match file.read_exact_at(&mut bytes, EXT_OFFSET as u64) {
+            Ok(()) => Extension::decode(&bytes).map_or(0, |ext| ext.nonce),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => 0,
+            Err(e) => return Err(io(e)),
+        };
         Ok(Self {
             file,
             path: path.to_owned(),
             header,
+            nonce,
         })
     }
 

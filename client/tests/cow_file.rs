@@ -2,7 +2,10 @@
 //! The COW file reader against a naive model, and against files that are broken on purpose.
 
 use dattobd_client::cow_file::{CowFile, Error, Union};
-use ioctl_abi::cow::{Geometry, Header, FLAG_CLEAN, FLAG_INDEX_ONLY, HEADER_BYTES};
+use ioctl_abi::cow::{
+    Extension, Geometry, Header, EXT_OFFSET, EXT_STATE_ROOTED, FLAG_CLEAN, FLAG_INDEX_ONLY,
+    HEADER_BYTES,
+};
 use proptest::prelude::*;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -46,6 +49,26 @@ fn blocks(list: impl Iterator<Item = Result<ioctl_abi::ioctl::Extent, Error>>) -
         all.extend(e.start..e.start + e.len);
     }
     all
+}
+
+#[test]
+fn the_nonce_is_ours_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "cow", &[0, 1]);
+    // The C driver's file has zeros there.
+    assert_eq!(CowFile::open(&path).unwrap().nonce, 0);
+    let ext = Extension {
+        state: EXT_STATE_ROOTED,
+        nonce: 0x0123_4567_89ab_cdef,
+        origin_bytes: 8192,
+        roots: [1, 2],
+    };
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&ext.encode(), EXT_OFFSET as u64).unwrap();
+    assert_eq!(CowFile::open(&path).unwrap().nonce, ext.nonce);
+    // Cut within it: whoever needs the index refuses the file.
+    file.set_len(EXT_OFFSET as u64 + 30).unwrap();
+    assert_eq!(CowFile::open(&path).unwrap().nonce, 0);
 }
 
 #[test]
