@@ -18,6 +18,8 @@ pub struct Running {
     pub uuid: [u8; 16],
     /// Sequence number of the running snapshot.
     pub seqid: u64,
+    /// Nonce of its COW file, 0 when the module does not tell it.
+    pub nonce: u64,
     /// The running COW file's blocks, which comparisons leave out.
     pub own: Vec<Extent>,
     /// Device number of the origin, where it can be found out.
@@ -82,12 +84,16 @@ impl Driver for Kernel {
                 .is_ok_and(|s| s.flags & STATUS_CHAIN_BROKEN != 0);
             bail!(failed(&info, ended));
         }
+        let status = control
+            .status(minor)
+            .context("cannot ask for the running COW file")?;
         let own = control
             .cow_extents(minor)
             .context("cannot list the running COW file's blocks")?;
         Ok(Running {
             uuid: info.uuid,
             seqid: info.seqid,
+            nonce: status.cow_nonce,
             own,
             origin: fs::metadata(text(&info.bdev))
                 .ok()

@@ -11,11 +11,20 @@ use std::path::PathBuf;
 /// the image may be that many snapshots old.
 ///
 /// Everything is checked before the first write: that COW file and snapshot belong together, that the
-/// COW file was handed over in good order, and that the sizes agree. If the copying itself fails, the
-/// image is partly updated; running the same command again completes it. The same when a signal ends it
-/// (Ctrl-C, a shutdown): it says what state the image is in, and exits with 128 and the signal's number.
-/// If the snapshot itself fails meanwhile, keep the COW files: `dbdctl drop-snapshot 0`, `dbdctl
-/// transition-to-snapshot /.datto2 0`, then `update-img /dev/datto0 /.datto /.datto1 /backups/sda1-bkp`.
+/// COW file was handed over in good order, that the sizes agree, and that the COW files lead on from
+/// what the image is. If the copying itself fails, the image is partly updated; running the same
+/// command again completes it. The same when a signal ends it (Ctrl-C, a shutdown): it says what
+/// state the image is in, and exits with 128 and the signal's number. If the snapshot itself fails
+/// meanwhile, keep the COW files: `dbdctl drop-snapshot 0`, `dbdctl transition-to-snapshot /.datto2
+/// 0`, then `update-img /dev/datto0 /.datto /.datto1 /backups/sda1-bkp`.
+///
+/// Of which snapshot the image is it keeps in an extended attribute of the image, user.datto.image.
+/// Refused are COW files that leave a gap behind the image, and an image from another history of the
+/// device, which was rolled back or cloned. There is no such record at the first update of a full
+/// copy, on a block device, on a filesystem without user attributes, and on a copy that was made
+/// without them (`cp -a` and `rsync -aX` take them along): then this is not checked. A new full copy
+/// over an old image needs no option, unless the last update was killed, or the power failed in it:
+/// then say --image-is-new, once.
 ///
 /// Example, after `dbdctl transition-to-snapshot /.datto1 0`:
 ///
@@ -59,6 +68,12 @@ pub struct Cli {
     /// Print the summary as JSON, on standard output.
     #[arg(long)]
     pub json: bool,
+
+    /// The image was copied anew (dd) from the snapshot that has the sequence number of the first COW file, or has
+    /// become it some other way: forget what the image says of itself. Not checked; where it is not so, the image will
+    /// be wrong.
+    #[arg(long, conflicts_with = "verify_only")]
+    pub image_is_new: bool,
 
     /// No progress and no summary; errors only.
     #[arg(long, short)]

@@ -63,9 +63,8 @@ impl Shared<'_> {
         self.from
             .read_exact_at(buffer, r.offset)
             .with_context(|| format!("reading {} bytes at {} of the snapshot", r.len, r.offset))?;
-        self.stage.writing();
-        self.to
-            .write_all_at(buffer, r.offset)
+        self.stage
+            .write(|| self.to.write_all_at(buffer, r.offset))?
             .map_err(|e| match e.raw_os_error() {
                 Some(libc::EFBIG) => anyhow::Error::new(e).context(
                     "files may not become so large here: a limit of this process (ulimit -f), or of the \
@@ -208,7 +207,7 @@ pub fn copy<E: Into<anyhow::Error>>(
         return Err(error);
     }
     to.sync_all().context("flushing the image to disk")?;
-    stage.updated();
+    stage.updated()?;
     Ok(Done {
         blocks,
         bytes: shared.bytes.into_inner(),

@@ -4,6 +4,7 @@
 use crate::check::{self, Driver, Pair};
 use crate::cli::Cli;
 use crate::copy::{self, Done};
+use crate::ledger;
 use crate::progress;
 use crate::stage::{Progress, Stage, PARTLY, UNTOUCHED};
 use crate::verify::{self, Compared};
@@ -15,6 +16,7 @@ use serde_json::{json, Value};
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The exit status when the image differs from the snapshot.
@@ -107,6 +109,7 @@ fn update(
     let pair = check::open(driver, &cli.snapshot, image, !cli.dry_run)?;
     check::elsewhere(&pair)?;
     let files = check::chain(cows, &pair)?;
+    let ledger = Arc::new(ledger::open(&pair, &files, cli.image_is_new, cli.quiet)?);
     let blocks = Geometry {
         origin_bytes: pair.bytes,
     }
@@ -120,6 +123,7 @@ fn update(
     if cli.dry_run {
         return rehearsed(cli, &pair, changed, blocks, bytes, out);
     }
+    stage.keep(ledger.clone());
     let start = Instant::now();
     let bar = progress::bar("updating", bytes, cli.quiet);
     let result = copy::copy(
@@ -135,7 +139,11 @@ fn update(
     let done = result.map_err(|error| {
         let state = match stage.progress() {
             Progress::Untouched => UNTOUCHED,
-            _ => PARTLY,
+            _ => {
+                // Where it fails, the record that is there counts always.
+                let _ = ledger.unfinished();
+                PARTLY
+            }
         };
         error.context(format!("the update failed; {state}"))
     })?;

@@ -37,6 +37,7 @@ impl Driver for Fake {
         Ok(Running {
             uuid: [9; 16],
             seqid: 6,
+            nonce: 0,
             own: if first { &self.own } else { &self.later }.clone(),
             origin: self.origin,
         })

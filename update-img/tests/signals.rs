@@ -2,18 +2,26 @@
 //! Signals and limits. Each test starts this very program once more, with the name of its part as an argument,
 //! as a process that can be ended.
 
+use clap::Parser;
+use ioctl_abi::cow::{Header, FLAG_CLEAN, FLAG_INDEX_ONLY, HEADER_V1_BYTES};
 use nix::libc;
 use nix::sys::signal::{kill, signal, SigHandler, Signal};
 use nix::unistd::Pid;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
+use update_img::check::{self, Driver, Running};
+use update_img::cli::Cli;
+use update_img::record::{self, Found, Record, Stamp, State};
 use update_img::stage::Stage;
-use update_img::{copy, signals};
+use update_img::{copy, ledger, run, signals};
 
 /// Which part a child plays.
 const PART: &str = "UPDATE_IMG_TEST_PART";
@@ -37,7 +45,8 @@ fn main() {
     a_signal_ends_it_and_it_says_what_state_the_image_is_in();
     a_signal_that_was_ignored_stays_ignored();
     a_limit_of_file_size_is_an_error_not_a_death();
-    println!("signals: 3 tests passed");
+    a_half_update_notes_when_it_wrote_last();
+    println!("signals: 4 tests passed");
 }
 
 /// A child comes to a stage, says so, and stays there.
@@ -45,15 +54,84 @@ fn play(part: &str) {
     signals::watch(&STAGE).unwrap();
     match part {
         "untouched" => {}
-        "writing" => STAGE.writing(),
-        "updated" => STAGE.updated(),
+        "writing" => STAGE.write(|| ()).unwrap(),
+        "updated" => STAGE.updated().unwrap(),
         "comparing" => STAGE.comparing(),
-        path => return limited(path),
+        part => match part.split_once(':') {
+            Some(("recorded", dir)) => recorded(Path::new(dir)),
+            Some(("refused", dir)) => return half(Path::new(dir)),
+            _ => return limited(part),
+        },
     }
     eprintln!("ready");
     loop {
         thread::sleep(Duration::from_secs(60));
     }
+}
+
+/// Snapshot 2 of a device, whose image is of snapshot 1.
+struct Device;
+
+impl Driver for Device {
+    fn running(&self, _: &Path) -> anyhow::Result<Running> {
+        Ok(Running {
+            uuid: [9; 16],
+            seqid: 2,
+            nonce: 5,
+            own: Vec::new(),
+            origin: None,
+        })
+    }
+}
+
+/// Snapshot, COW file and image in `dir`: two blocks, both of them changed.
+fn furnish(dir: &Path) {
+    fs::write(dir.join("snapshot"), [2; 8192]).unwrap();
+    fs::write(dir.join("image"), [1; 8192]).unwrap();
+    let header = Header {
+        flags: FLAG_CLEAN | FLAG_INDEX_ONLY,
+        seqid: 1,
+        uuid: [9; 16],
+        version: 1,
+        ..Header::default()
+    };
+    let mut cow = vec![0; 4096 + 32768];
+    cow[..HEADER_V1_BYTES].copy_from_slice(&header.encode());
+    for block in 0..2 {
+        cow[4096 + block * 8] = 1;
+    }
+    fs::write(dir.join("cow"), cow).unwrap();
+}
+
+/// In the midst of an update of a recorded image: one write was done, another one takes its time.
+fn recorded(dir: &Path) {
+    let pair = check::open(&Device, &dir.join("snapshot"), &dir.join("image"), true).unwrap();
+    let files = check::chain(&[dir.join("cow")], &pair).unwrap();
+    STAGE.keep(Arc::new(ledger::open(&pair, &files, false, true).unwrap()));
+    let image = pair.image;
+    STAGE
+        .write(|| image.write_all_at(b"x", 0))
+        .unwrap()
+        .unwrap();
+    let (begun, begins) = mpsc::channel();
+    thread::spawn(move || {
+        let late = || {
+            begun.send(()).unwrap();
+            thread::sleep(Duration::from_millis(700));
+            image.write_all_at(b"y", 1)
+        };
+        STAGE.write(late).unwrap().unwrap();
+    });
+    begins.recv().unwrap();
+}
+
+/// An update that fails half way, by a limit of file size.
+fn half(dir: &Path) {
+    let paths = ["snapshot", "cow", "image"].map(|name| dir.join(name));
+    let words = ["update-img", "--queue-depth=1"].map(PathBuf::from);
+    let cli = Cli::try_parse_from(words.iter().chain(&paths)).unwrap();
+    let error = run::run(&cli, &Device, &STAGE, &mut std::io::sink()).unwrap_err();
+    eprintln!("{error:#}");
 }
 
 /// Copies two blocks to an image that may not be written to behind the first.
@@ -153,4 +231,39 @@ fn a_limit_of_file_size_is_an_error_not_a_death() {
     assert!(said.contains("ulimit -f"), "{said}");
     let bytes = fs::read(&image).unwrap();
     assert!(bytes[..4096].iter().all(|b| *b == 0) && bytes[4096..].iter().all(|b| *b == 1));
+}
+
+/// Then a full copy over the image is known for what it is.
+fn a_half_update_notes_when_it_wrote_last() {
+    for (part, signal, code, prepare) in [
+        ("recorded", Some(Signal::SIGTERM), 143, ""),
+        ("refused", None, 0, "ulimit -f 8;"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        furnish(dir.path());
+        let image = dir.path().join("image");
+        let part = format!("{part}:{}", dir.path().display());
+        let (said, status) = child(&part, prepare, signal);
+        assert_eq!(status.code(), Some(code), "{part}: {said}");
+        assert!(said.contains("PARTLY UPDATED"), "{said}");
+        let bytes = fs::read(&image).unwrap();
+        if signal.is_some() {
+            // What was under way when the signal came was waited for.
+            assert_eq!(&bytes[..3], b"xy\x01", "{part}");
+        } else {
+            assert!(bytes[..4096].iter().all(|b| *b == 2) && bytes[4096..].iter().all(|b| *b == 1));
+        }
+        let image = fs::File::open(&image).unwrap();
+        let now = Stamp::of(&image.metadata().unwrap());
+        match record::read(&image).unwrap() {
+            Found::Record(Record {
+                state: State::Updating(from, to),
+                stamp,
+            }) => {
+                assert_eq!((from.seqid, to.seqid, to.nonce), (1, 2, 5));
+                assert_eq!(stamp, Some(now), "{part}");
+            }
+            other => panic!("{part}: {other:?}"),
+        }
+    }
 }

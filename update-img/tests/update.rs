@@ -34,6 +34,7 @@ fn fake(seqid: u64) -> Fake {
     Fake(Running {
         uuid: [9; 16],
         seqid,
+        nonce: 0,
         own: Vec::new(),
         origin: None,
     })
@@ -160,6 +161,7 @@ fn wrong_pairs_are_refused() {
     let other = Fake(Running {
         uuid: [8; 16],
         seqid: 6,
+        nonce: 0,
         own: vec![],
         origin: None,
     });
