@@ -24,6 +24,7 @@ use crate::logic::extents::FileExtent;
 use crate::logic::sizes::{mib_to_bytes, MIB};
 use crate::logic::space::Segment;
 use crate::logic::state::Call;
+use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 
 /// Steps that one crossing of the watermark leads to at most: a step may gain nothing usable.
@@ -239,6 +240,7 @@ impl Device {
                 log: live.log.clone(),
                 previous_log: None,
                 snapshot: Some(snapshot.clone()),
+                coming: None,
                 guard: guard(&[file.extents()])?,
             },
             GFP_KERNEL,
@@ -246,7 +248,7 @@ impl Device {
         if let Some(log) = live.log.as_ref() {
             // What goes wrong ends the record, which says so itself.
             let bytes = file.size();
-            let _ = log.update_extents(file.extents(), |root| root.file_bytes = bytes);
+            let _ = Log::update_extents(log, file.extents(), |root| root.file_bytes = bytes);
         }
         // The guard first: when copies go to the new blocks, a write there by others is noticed.
         drop(self.switch(tracker, epoch)?.wait());

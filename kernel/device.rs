@@ -351,6 +351,15 @@ impl SnapshotEvents for Watch {
         }
     }
 
+    fn other_medium(&self, errno: i32) {
+        let running = self.0.view.lock().running.clone();
+        if let Some(snapshot) = running {
+            // Its copies and index pages go nowhere any more.
+            Snapshot::fail(snapshot.as_arc_borrow(), Error::from_errno(errno));
+        }
+        self.chain_broken(errno);
+    }
+
     fn space_low(&self) {
         Device::queue::<GROW>(&self.0);
     }

@@ -44,7 +44,7 @@ impl Device {
         }
         live.close_node()?;
         let log = live.log.as_ref().filter(|_| self.chain_error() == 0).ok_or(EINVAL);
-        let sealed = log.and_then(|log| log.seal(live.snapshot.as_ref(), Keep::Snapshot));
+        let sealed = log.and_then(|log| Log::seal(log, live.snapshot.as_ref(), Keep::Snapshot, false));
         if let Err(e) = sealed {
             live.reopen_node();
             return Err(e);

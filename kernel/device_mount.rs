@@ -9,7 +9,7 @@
 //! look ([`Device::look_soon`]); a slow poll makes sure. The COW file is then found by its inode number,
 //! checked to lie where it lay, and protected again.
 
-use crate::sys::errno::ESTALE;
+use crate::sys::errno::{EMEDIUMTYPE, ESTALE};
 use kernel::prelude::*;
 use kernel::str::BStr;
 use kernel::sync::Arc;
@@ -23,6 +23,7 @@ use crate::faults::{self, Fault};
 use crate::log_seal::Keep;
 use crate::logic::extents::FileExtent;
 use crate::logic::private_format::Sibling;
+use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::snapshot_disk::SnapshotDisk;
 use crate::sys::superblock;
@@ -135,7 +136,7 @@ impl Device {
             if let Some(log) = live.log.as_ref() {
                 // A power cut from now on costs nothing, until the next write. Failure ends the
                 // record, which says so itself.
-                let _ = log.seal(live.snapshot.as_ref(), Keep::Changes);
+                let _ = Log::seal(log, live.snapshot.as_ref(), Keep::Changes, false);
             }
         }
         true
@@ -192,6 +193,13 @@ impl Device {
         // The handle keeps the device as a mount does; without it I/O works just as well.
         let _ = live.origin.reopen(found.dev);
         file.place.dev = found.dev;
+        if let Some(log) = live.log.as_ref() {
+            // A mount for writing has met this question with its first write.
+            if Log::at_rest(log).is_err_and(|e| e == EMEDIUMTYPE) {
+                say("its medium was exchanged, or written to from elsewhere, while it was not mounted");
+                return Err(EMEDIUMTYPE);
+            }
+        }
         match still_there(file) {
             Ok(true) => {}
             Ok(false) => {
@@ -218,7 +226,7 @@ impl Device {
             fsleep(Delta::from_millis(500));
         }
         if let Some(log) = live.log.as_ref().filter(|_| live.crash_blocks != 0) {
-            let _ = log.update_root(|root| root.crash_blocks = live.crash_blocks);
+            let _ = Log::update_root(log, |root| root.crash_blocks = live.crash_blocks);
         }
         // Not for ever when it fails: it is tried again.
         let _ = self.complete_predecessor(live);
@@ -291,7 +299,7 @@ impl Device {
                 return Err(e);
             }
         }
-        let _ = log.update_root(|root| root.predecessor = Sibling::default());
+        let _ = Log::update_root(log, |root| root.predecessor = Sibling::default());
         live.behind = false;
         Ok(())
     }
@@ -305,10 +313,10 @@ impl Device {
     /// operation.
     pub(crate) fn shut_down(&self) {
         let view = self.view.lock();
-        let (log, running) = (view.log.clone(), view.running.clone());
+        let (log, running, mounted) = (view.log.clone(), view.running.clone(), !view.unmounted);
         drop(view);
         if let Some(log) = log {
-            match log.seal(running.as_ref(), Keep::Snapshot) {
+            match Log::seal(&log, running.as_ref(), Keep::Snapshot, mounted) {
                 Ok(()) => pr_info!("datto{}: sealed\n", self.minor()),
                 Err(e) => self.step_error("sealing", e),
             }

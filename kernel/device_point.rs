@@ -209,7 +209,7 @@ pub(crate) fn mark_all(changes: &ChangeMap, log: Option<&Arc<Log>>, extents: &[F
         changes.mark(e.origin_block, e.len);
     }
     if let Some(log) = log {
-        log.mark_extents(extents.iter().map(|e| (e.origin_block, e.len)));
+        Log::mark_extents(log, extents.iter().map(|e| (e.origin_block, e.len)));
     }
 }
 
@@ -283,6 +283,7 @@ impl Device {
                     log: log.log().cloned(),
                     previous_log: old.and_then(|p| p.log.cloned()),
                     snapshot: Some(snapshot.clone()),
+                    coming: None,
                     guard: guard(&[file.extents(), old.map_or(&[], |p| p.private)])?,
                 },
                 GFP_KERNEL,

@@ -15,14 +15,10 @@ use kernel::str::{BStr, CString};
 use kernel::sync::Arc;
 
 use crate::abi::cow::{self, Geometry};
-use crate::cow_file::{CowFile, Layout, OriginPlace};
 use crate::cow_seal::decode_extension;
 use crate::device::{Device, Live, Watch};
-use crate::device_point::{guard, mark_all, origin_extents, private_extents};
 use crate::device_setup::cache_size_or_default;
 use crate::device_status::OriginId;
-use crate::device_transition::incremental_epoch;
-use crate::epoch::Epoch;
 use crate::events::Failure;
 use crate::faults::{self, Fault};
 use crate::identity;
@@ -31,12 +27,11 @@ use crate::logic::change_map::ChangeMap;
 use crate::logic::extents::FileExtent;
 use crate::logic::private_format::{Root, RootState};
 use crate::origin::Origin;
-use crate::params;
 use crate::peek;
-use crate::region_log::{Log, LogSetup};
+use crate::region_log::Log;
+use crate::reload_parts::Parts;
 use crate::snapshot::Snapshot;
 use crate::sys::raw_io::RawIo;
-use crate::sys::vfs::FileId;
 use crate::tracker::Tracker;
 
 /// The arguments of the call.
@@ -163,17 +158,15 @@ impl Device {
         tracker: &Arc<Tracker>,
     ) -> Result<Live, Bad> {
         this.step("looking for the COW file");
+        if origin.is_claimed().map_err(because("it cannot be tracked"))? {
+            // Its first writes may have come before the tracker.
+            return Err((EBUSY, "somebody is mounting or checking its filesystem"));
+        }
         let ext = find(origin, this.minor(), &request.cow)?;
         this.step("reading what it says");
         let loaded = Loaded::read(origin.device(), origin.bytes(), ext.nonce, ext.roots)?;
         let mut io = RawIo::new(origin.device()).map_err(because("there is no memory"))?;
         let abandoned = check_state(&mut io, &loaded.root, origin)?;
-        // Before anything is written to blocks that may belong to others by now. Those who write meanwhile, a mount
-        // or a check of the filesystem, are seen by the tracker: reading the map of a large device takes its time.
-        identity::compare(&mut io, &loaded.root).map_err(|why| (ESTALE, why))?;
-        if tracker.was_written_to() && !faults::active(Fault::NoReloadCheck) {
-            return Err((ESTALE, "somebody wrote to the device while it was looked at: it was being mounted, or checked"));
-        }
         if loaded.root.snapshot != request.snapshot {
             pr_info!(
                 "datto{}: {} is in {} mode, and goes on in it\n",
@@ -182,155 +175,53 @@ impl Device {
                 if loaded.root.snapshot { "snapshot" } else { "incremental" }
             );
         }
-        Self::publish(this, origin, request, tracker, ext, loaded, &abandoned)
-            .map_err(because("there is no memory"))
-            .and_then(|live| {
-                // Once more, now that every write is tracked: whoever wrote before shows.
-                let log = live.log.as_ref().ok_or((EINVAL, "it has no log"))?;
-                let same = identity::compare(&mut io, &log.lock().root);
-                if same.is_err() {
-                    // As in `take_down`: the snapshot may be at work already.
-                    tracker.end();
-                    Log::stop(log);
-                    if let Some(snapshot) = live.snapshot.as_ref() {
-                        Snapshot::shutdown(snapshot);
-                    }
-                    Log::finish(log);
-                }
-                same.map_err(|why| (ESTALE, why))?;
-                Ok(live)
-            })
+        // Before anything of ours can be written to blocks that may belong to others by now.
+        unchanged(tracker, &mut io, &loaded.root)?;
+        let parts = Parts::new(this, origin, request, tracker, ext, loaded)
+            .map_err(because("there is no memory"))?;
+        let (log, snapshot) = (parts.log.clone(), parts.snapshot.clone());
+        let result = Self::take_over(this, origin, tracker, parts, &mut io, &abandoned);
+        if result.is_err() {
+            // As in `take_down`: the snapshot may be at work already.
+            tracker.end();
+            Log::stop(&log);
+            if let Some(snapshot) = &snapshot {
+                Snapshot::shutdown(snapshot);
+            }
+            Log::finish(&log);
+        }
+        result
     }
 
-    /// Publishes the rules for writes that follow from what was loaded.
-    fn publish(
+    /// Publishes the rules for writes, and makes sure that nobody has written before they were there.
+    fn take_over(
         this: &Arc<Self>,
         origin: &Arc<Origin>,
-        request: &ReloadRequest,
         tracker: &Arc<Tracker>,
-        ext: cow::Extension,
-        loaded: Loaded,
+        parts: Parts,
+        io: &mut RawIo,
         abandoned: &[FileExtent],
-    ) -> Result<Live> {
-        let geometry = Geometry { origin_bytes: origin.bytes() };
-        let Loaded { root, generation, words, changes, added, extents, copies } = loaded;
-        let changes = Arc::new(changes, GFP_KERNEL)?;
-        // Marks that no checkpoint has taken back between two crashes add the same blocks twice.
-        let crash_blocks = root.crash_blocks.saturating_add(added).min(changes.count());
-        let (seqid, uuid, falloc_size) = (root.seqid, root.uuid, root.falloc_size);
-        let snapshot_mode = root.snapshot;
-        let file = CowFile {
-            bytes: root.file_bytes,
-            data_offset: geometry.data_offset(),
-            path_in_fs: with_slash(&request.cow)?,
-            place: OriginPlace { dev: origin.dev(), blocks: origin.blocks() },
-            id: FileId { ino: root.ino, generation: root.igen },
-            ext,
-            layout: if root.counted {
-                Layout::Counted { first_data: geometry.first_data_position() }
-            } else {
-                Layout::Whole
-            },
-            watch: None,
-            extents,
-        };
-        let private = private_extents(file.extents(), geometry)?;
-        let log = Log::new(LogSetup {
-            origin,
-            tracker,
-            changes: &changes,
-            nonce: ext.nonce,
-            roots: ext.roots,
-            root,
-            generation,
-            words,
-        })?;
-        // Copies may have been put there for a snapshot that nobody has seen.
-        mark_all(&changes, Some(&log), abandoned);
-        let snapshot = if snapshot_mode {
-            let segments = copies.as_ref().map(copy_segments).transpose()?;
-            let snapshot = tracker.new_snapshot(
-                file.extents(),
-                geometry.private().end,
-                params::copy_memory_max(),
-                segments,
-            )?;
-            snapshot.set_mounted(false);
-            Snapshot::set_cache_limit(&snapshot, this.cache_size());
-            match &copies {
-                Some(copies) => Snapshot::restore(&snapshot, copies, || log.break_seal())?,
-                None => {
-                    pr_warn!(
-                        "datto{}: the snapshot has not outlived the crash; its changes have: dbdctl \
-                         drop-snapshot {} once {} is mounted\n",
-                        this.minor(),
-                        this.minor(),
-                        BStr::from_bytes(this.bdev_path().to_bytes())
-                    );
-                    Snapshot::fail(snapshot.as_arc_borrow(), EIO);
-                    // Nobody knows which blocks of the file held copies.
-                    mark_all(&changes, Some(&log), file.extents());
-                }
-            }
-            Some(snapshot)
-        } else {
-            None
-        };
-        let epoch = match &snapshot {
-            Some(snapshot) => KBox::new(
-                Epoch {
-                    changes: changes.clone(),
-                    previous: None,
-                    log: Some(log.clone()),
-                    previous_log: None,
-                    snapshot: Some(snapshot.clone()),
-                    guard: guard(&[file.extents()])?,
-                },
-                GFP_KERNEL,
-            )?,
-            None => incremental_epoch(&changes, Some(&log), &private)?,
-        };
-        let cow_extents = Arc::new(origin_extents(file.extents())?, GFP_KERNEL)?;
-        let cow_path = Arc::new(CString::try_from(file.path_in_fs())?, GFP_KERNEL)?;
-        let live = Live {
-            origin: origin.clone(),
-            tracker: Some(tracker.clone()),
-            changes,
-            geometry,
-            file: Some(file),
-            log: Some(log),
-            cow_path,
-            cow_extents,
-            snapshot,
-            snapshot_mode,
-            disk: None,
-            seqid,
-            uuid,
-            falloc_size,
-            freeze_ns: 0,
-            crash_blocks,
-            behind: false,
-            free_at_point: None,
-        };
+    ) -> Result<Live, Bad> {
+        // Not that of the change map: these writes find a snapshot that is not at work yet.
+        let early = ChangeMap::new(origin.blocks())
+            .and_then(|map| Arc::new(map, GFP_KERNEL))
+            .map_err(Error::from)
+            .map_err(because("there is no memory"))?;
         this.start_tracking(tracker);
         tracker.listen(true);
-        drop(this.switch(tracker, epoch)?.wait());
+        parts
+            .first_rules(&early)
+            .and_then(|epoch| this.switch(tracker, epoch))
+            .map_err(because("there is no memory"))?
+            .wait();
+        // Once more, now that every write is tracked: whoever wrote before shows.
+        unchanged(tracker, io, &parts.log.lock().root)?;
+        let live = parts
+            .start(this, origin, tracker, &early, abandoned)
+            .map_err(because("it could not be taken over: memory is short, or the disk fails"))?;
         this.show(&live);
         Ok(live)
     }
-}
-
-fn copy_segments(copies: &crate::log_load::CopyMap) -> Result<KVVec<crate::logic::space::Segment>> {
-    let mut out = KVVec::new();
-    out.extend_from_slice(&copies.segments, GFP_KERNEL)?;
-    Ok(out)
-}
-
-fn with_slash(path: &CStr) -> Result<CString> {
-    if path.to_bytes().first() == Some(&b'/') {
-        return Ok(CString::try_from(path)?);
-    }
-    CString::try_from_fmt(fmt!("/{}", BStr::from_bytes(path.to_bytes())))
 }
 
 /// What the header of the file says about where its private blocks are.
@@ -363,6 +254,16 @@ fn find(origin: &Arc<Origin>, minor: u32, path: &CStr) -> Result<cow::Extension,
     Ok(ext)
 }
 
+/// Nobody has written to the device since it was last tracked: neither before the tracker was there, nor since then,
+/// without a rule. Reading the map of a large device takes its time, in which a mount or a check may begin.
+fn unchanged(tracker: &Tracker, io: &mut RawIo, root: &Root) -> Result<(), Bad> {
+    if tracker.was_written_to() && !faults::active(Fault::NoReloadCheck) {
+        let why = "somebody wrote to the device while it was looked at: it was being mounted, or checked";
+        return Err((ESTALE, why));
+    }
+    identity::compare(io, root).map_err(|why| (ESTALE, why))
+}
+
 /// The root allows the file to be picked up. Returns where a file lies that was to take over, and has not.
 fn check_state(
     io: &mut RawIo,
@@ -389,13 +290,12 @@ fn check_state(
     let layout = geometry.private();
     let nonce = root.successor.nonce;
     match read_root(io, nonce, root.successor.roots, &layout) {
-        Ok((next, _)) if matches!(next.state, RootState::Prepared | RootState::Poisoned) => {
-            read_extents(io, &next, nonce, &layout)
-                .map_err(because("the extents of the next file are bad"))
-        }
+        Ok((next, _)) if next.state == RootState::Prepared => read_extents(io, &next, nonce, &layout)
+            .map_err(because("the extents of the next file are bad")),
+        // It counted, or does: who gives one up takes its name back first.
         Ok(_) => Err((ESTALE, "another COW file has taken over")),
-        // Never completed: it was not announced before that.
-        Err(e) if e == EUCLEAN => Ok(KVVec::new()),
+        // It was good when it was named.
+        Err(e) if e == EUCLEAN => Err((EUCLEAN, "another COW file was about to take over, and cannot be read")),
         Err(e) => Err((e, "the roots of the next file cannot be read")),
     }
 }

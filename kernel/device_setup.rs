@@ -11,6 +11,7 @@ use crate::device_point::Wanted;
 use crate::device_status::OriginId;
 use crate::origin::Origin;
 use crate::params;
+use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::snapshot_disk::SnapshotDisk;
 use crate::sys::task::random_uuid;
@@ -137,7 +138,7 @@ impl Device {
             free_at_point: None,
         };
         if let Some(log) = live.log.as_ref() {
-            let _ = log.update_root_and_identity(|_| {});
+            let _ = Log::update_root_and_identity(log, |_| {});
         }
         this.show(&live);
         Ok(live)

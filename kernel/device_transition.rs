@@ -38,6 +38,7 @@ pub(crate) fn incremental_epoch(
             log: log.cloned(),
             previous_log: None,
             snapshot: None,
+            coming: None,
             guard: guard(&[private])?,
         },
         GFP_KERNEL,
@@ -65,7 +66,7 @@ fn mark_taken(
         }
     }
     match log {
-        Some(log) if complete => log.mark_extents(runs.iter().copied()),
+        Some(log) if complete => Log::mark_extents(log, runs.iter().copied()),
         // They are in the map in memory only: never to be believed after a crash.
         Some(log) => Log::abandon(log),
         None => {}
@@ -88,14 +89,20 @@ fn sibling_of(file: &CowFile) -> Sibling {
 fn announce_successor(log: Option<&Arc<Log>>, prepared: &Prepared) {
     let (Some(log), Some(file)) = (log, prepared.file.file()) else { return };
     log.checkpoints.store(false, Ordering::Release);
+    if prepared.log.log().is_none() {
+        // No reload could find where it lies. Copies are going to be put there.
+        Log::mark_extents(log, file.extents().iter().map(|e| (e.origin_block, e.len)));
+        return;
+    }
     let successor = sibling_of(file);
-    let _ = log.update_root(|root| root.successor = successor);
+    let _ = Log::update_root(log, |root| root.successor = successor);
 }
 
-/// The file that was to take over has gone.
+/// The file that was to take over will not. Before anything is done to it: a successor whose root says anything
+/// else than that it was made ready has taken over.
 fn withdraw_successor(log: Option<&Arc<Log>>) {
     let Some(log) = log else { return };
-    let _ = log.update_root(|root| root.successor = Sibling::default());
+    let _ = Log::update_root(log, |root| root.successor = Sibling::default());
     log.checkpoints.store(true, Ordering::Release);
 }
 
@@ -105,10 +112,10 @@ impl Device {
     /// old one's hand-over. What goes wrong ends a record, which says so itself; the snapshot is good.
     fn commit(&self, old: Option<&Arc<Log>>, tracker: &Tracker, prepared: &mut Prepared) {
         self.step("committing");
-        let written = old.map_or(Ok(()), |old| old.write_final());
+        let written = old.map_or(Ok(()), Log::write_final);
         let taken_over = prepared.log.log().is_some_and(|new| {
             let complete = written.is_ok();
-            let live = new.update_root_and_identity(|root| {
+            let live = Log::update_root_and_identity(new, |root| {
                 root.state = RootState::Live;
                 if !complete {
                     root.predecessor = Sibling::default();
@@ -117,7 +124,11 @@ impl Device {
             live.is_ok()
         });
         let close = |old: &Arc<Log>| {
-            let _ = old.update_root(|root| root.state = RootState::Closed);
+            let closed = Log::update_root(old, |root| root.state = RootState::Closed);
+            if closed.is_err() {
+                // The last time that its roots are written.
+                Log::abandon(old);
+            }
         };
         if let Some(old) = old.filter(|_| !taken_over) {
             // Nothing on disk says that another file counts now, and from the switch on its marks are not all.
@@ -186,7 +197,7 @@ impl Device {
         if let Some(log) = live.log.as_ref() {
             // Before the blocks go: a file that is longer than its list is still the same file. What
             // goes wrong ends the record, which says so itself.
-            let _ = log.update_extents(&private, |root| {
+            let _ = Log::update_extents(log, &private, |root| {
                 root.snapshot = false;
                 root.map_words = 0;
                 root.file_bytes = bytes;
@@ -278,9 +289,9 @@ impl Device {
                 // Copies may have reached the new file's blocks, which go back to the filesystem.
                 let old_log = live.log.as_ref();
                 mark_taken(&live.changes, old_log, &snapshot, prepared.file.extents());
-                // Nothing more is written there; then the old record stands alone again.
-                drop(prepared);
+                // The old record stands alone again.
                 withdraw_successor(live.log.as_ref());
+                drop(prepared);
                 return Err(e);
             }
         };
@@ -316,7 +327,7 @@ impl Device {
                 Ok(()) => {
                     live.behind = false;
                     if let Some(log) = live.log.as_ref() {
-                        let _ = log.update_root(|root| root.predecessor = Sibling::default());
+                        let _ = Log::update_root(log, |root| root.predecessor = Sibling::default());
                     }
                 }
                 // The snapshot is as good as any. That the increment is not there, its reader sees: the

@@ -27,6 +27,8 @@ pub(crate) struct Epoch {
     pub(crate) previous_log: Option<Arc<Log>>,
     /// The running snapshot, in snapshot mode.
     pub(crate) snapshot: Option<Arc<Snapshot>>,
+    /// A snapshot that is being picked up: it writes to its file, and no write has to wait for it yet.
+    pub(crate) coming: Option<Arc<Snapshot>>,
     /// Nobody else may write there.
     pub(crate) guard: Arc<Guard>,
 }
@@ -45,6 +47,7 @@ impl Epoch {
         self.snapshot.as_ref().is_some_and(|s| s.is_own(bio))
             || self.log.as_ref().is_some_and(|log| log.is_own(bio))
             || self.previous_log.as_ref().is_some_and(|log| log.is_own(bio))
+            || self.coming.as_ref().is_some_and(|s| s.is_own(bio))
     }
 
     /// Whether all records let a bio go to `len` blocks from `start` on ([`Log::is_open`]).

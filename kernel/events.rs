@@ -2,7 +2,7 @@
 //! What the engine and the filesystem side tell a device, and how a failure is made known: a line in
 //! the kernel log that names device, reason and next step, and a uevent on the control node.
 
-use crate::sys::errno::{EOPNOTSUPP, ESTALE};
+use crate::sys::errno::{EMEDIUMTYPE, EOPNOTSUPP, ESTALE};
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::{Arc, SetOnce};
@@ -22,6 +22,10 @@ pub(crate) trait SnapshotEvents: Send + Sync {
     /// Somebody else writes to the COW file's index in incremental mode: the chain has ended with
     /// `errno` (negative). May be called more than once.
     fn chain_broken(&self, errno: i32);
+
+    /// The medium below the device is another one: chain and snapshot have ended with `errno` (negative), and
+    /// nothing may be written to places that we remember. Process context.
+    fn other_medium(&self, errno: i32);
 
     /// Somebody uses the device although its filesystem is not mounted: it may be being mounted. Once
     /// until [`crate::tracker::Tracker::rearm`].
@@ -134,6 +138,7 @@ fn reason(errno: i32) -> &'static str {
         EIO => "an I/O error on the device or its COW file",
         ENOMEM => "not enough memory",
         ESTALE => "somebody else wrote to the blocks of the COW file",
+        EMEDIUMTYPE => "its medium was exchanged, or written to from elsewhere, while it was not mounted",
         ENODEV => "its filesystem was unmounted, or the disk is gone",
         EOPNOTSUPP => "an operation that leaves no old data to keep, such as a secure erase",
         _ => "see the messages above",

@@ -15,7 +15,7 @@ use crate::logic::{
 use crate::region_log::{Log, OnDisk};
 use crate::sys::{raw_io::Durability, rcu_cell::synchronize};
 use core::sync::atomic::Ordering;
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::Arc};
 
 /// Groups that are closed at once: bounds how long a writer may wait for a checkpoint.
 const ROUND: usize = 64;
@@ -109,9 +109,9 @@ impl OnDisk {
 impl Log {
     /// One checkpoint: takes back the marks of regions that were not written to since the last one.
     /// Whether there will be something to do for another one.
-    pub(crate) fn checkpoint(&self) -> bool {
-        let mut disk = self.lock();
-        if self.is_stopped() || !self.checkpoints.load(Ordering::Acquire) {
+    pub(crate) fn checkpoint(this: &Arc<Self>) -> bool {
+        let mut disk = this.lock();
+        if this.is_stopped() || !this.checkpoints.load(Ordering::Acquire) {
             return false;
         }
         if disk.root.state != RootState::Live {
@@ -128,14 +128,14 @@ impl Log {
             if quiet.len() >= ROUND {
                 break;
             }
-            let idle = marks & !self.regions.take_touched(group);
+            let idle = marks & !this.regions.take_touched(group);
             if idle != 0 && quiet.push((group, idle), GFP_KERNEL).is_err() {
                 break;
             }
         }
         if !quiet.is_empty() {
-            if let Err(e) = self.take_back(&mut disk, &quiet) {
-                self.lose(&mut disk, e);
+            if let Err(e) = this.take_back(&mut disk, &quiet) {
+                Self::lose(this, &mut disk, e);
                 return false;
             }
         }
@@ -144,9 +144,9 @@ impl Log {
 
     /// Writes the change map as it is, and keeps all marks: it is final, but until the next file counts
     /// the marks still have to cover what comes.
-    pub(crate) fn write_final(&self) -> Result {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+    pub(crate) fn write_final(this: &Arc<Self>) -> Result {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return Err(EIO);
         }
         let mut groups = KVVec::new();
@@ -155,9 +155,9 @@ impl Log {
                 groups.push(group, GFP_KERNEL)?;
             }
         }
-        let result = disk.write_bitmaps(self, &groups, |_, marks| marks);
+        let result = disk.write_bitmaps(this, &groups, |_, marks| marks);
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
         result
     }

@@ -14,6 +14,7 @@ use crate::logic::{
 use crate::region_log::{Log, OnDisk};
 use crate::snapshot::Snapshot;
 use crate::sys::{raw_io::Durability, rcu_cell::synchronize};
+use core::sync::atomic::Ordering;
 use kernel::{prelude::*, sync::Arc};
 
 /// 64-bit words of a block of the copy map.
@@ -30,15 +31,24 @@ pub(crate) enum Keep {
 
 impl Log {
     /// Seals the file. On success nothing on disk has to be believed but the bitmap, until the next
-    /// write. Sleeps; writers wait meanwhile.
+    /// write. Sleeps; writers wait meanwhile. `mounted`: the filesystem may be.
     ///
     /// # Errors
     ///
-    /// The record has ended before, or ends now.
-    pub(crate) fn seal(&self, snapshot: Option<&Arc<Snapshot>>, keep: Keep) -> Result {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+    /// The record has ended before, or ends now. EBUSY: a transition is on its way, at whose end another file
+    /// may count: until then the marks have to stay.
+    pub(crate) fn seal(
+        this: &Arc<Self>,
+        snapshot: Option<&Arc<Snapshot>>,
+        keep: Keep,
+        mounted: bool,
+    ) -> Result {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return Err(EIO);
+        }
+        if disk.root.successor.nonce != 0 || !this.checkpoints.load(Ordering::Acquire) {
+            return Err(EBUSY);
         }
         let settled = disk.root.state == RootState::Sealed
             && (keep == Keep::Changes || snapshot.is_none() || disk.root.map_words != 0);
@@ -48,9 +58,9 @@ impl Log {
         if !matches!(disk.root.state, RootState::Live | RootState::Sealed) {
             return Err(EBUSY);
         }
-        let result = self.write_sealed(&mut disk, snapshot, keep);
+        let result = this.write_sealed(&mut disk, snapshot, keep, mounted);
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
         result
     }
@@ -60,7 +70,12 @@ impl Log {
         disk: &mut OnDisk,
         snapshot: Option<&Arc<Snapshot>>,
         keep: Keep,
+        mounted: bool,
     ) -> Result {
+        if !mounted {
+            // Before anything is written.
+            disk.same_medium()?;
+        }
         let mut groups = KVVec::new();
         for (group, word) in disk.words.iter().enumerate() {
             let marks = word.marks & GROUP_MASK;
@@ -83,6 +98,7 @@ impl Log {
                 ),
             }
         }
+        disk.at_rest = !mounted;
         disk.read_identity()?;
         disk.root.state = RootState::Sealed;
         disk.write_root(Durability::AfterAllBefore)

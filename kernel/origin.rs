@@ -116,6 +116,18 @@ impl Origin {
         Ok(!sb.is_read_only())
     }
 
+    /// Somebody has it in use for more than reading, or is just mounting it: all but a filesystem that is mounted
+    /// read-only. May wait for that mount.
+    pub(crate) fn is_claimed(&self) -> Result<bool> {
+        if !self.device.is_claimed() {
+            return Ok(false);
+        }
+        Ok(match superblock::find_on(&self.device) {
+            Some(_) => self.is_mounted_writable()?,
+            None => self.device.is_claimed(),
+        })
+    }
+
     /// This filesystem is on this device.
     pub(crate) fn holds(&self, sb: &ActiveSuper) -> bool {
         sb.is_on(&self.device)

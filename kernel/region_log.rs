@@ -19,9 +19,14 @@
 //!
 //! When a private block cannot be written, or somebody else writes to the COW file, the record ends:
 //! both roots are poisoned first, so that no reload believes them, then everything that waits is let
-//! go. Tracking in memory goes on: only a crash would then cost the chain.
+//! go. Tracking in memory goes on: only a crash would then cost the chain. A root that cannot be written
+//! then is tried again (`log_end.rs`) for as long as its block is ours.
+//!
+//! While the file is sealed nobody writes to the device. So when the first write afterwards finds another
+//! superblock than the root names, the medium was changed below us: the chain ends.
 
 use crate::abi::cow::{Geometry, PrivateLayout, GROUP_BLOCKS, LOG_BLOCK_GROUPS};
+use crate::events::SnapshotEvents;
 use crate::faults::{self, Fault};
 use crate::identity;
 use crate::intercept;
@@ -31,7 +36,7 @@ use crate::logic::{
     extents::{locate, FileExtent},
     load::place,
     private_format::{
-        encode_extents, encode_log, seal, GroupWord, Kind, Root, RootState,
+        check, encode_extents, encode_log, seal, GroupWord, Kind, Root, RootState,
         EXTENTS_PER_BLOCK, ROOT_EXTENTS,
     },
     regions::{Groups, Regions},
@@ -41,9 +46,9 @@ use crate::origin::Origin;
 use crate::params;
 use crate::sys::{
     bdev::Bdev,
-    delayed::flush_delayed,
     bio::{BioList, BioRef, BioStack, HeldBio},
     bio_pool::PoolId,
+    errno::{EMEDIUMTYPE, ESTALE},
     ffi::NoIo,
     gate::Gate,
     plug::plugged,
@@ -83,6 +88,9 @@ pub(crate) struct OnDisk {
     pub(crate) nonce: u64,
     /// The two roots, in blocks of the origin.
     pub(crate) roots: [u64; 2],
+    /// Sealed while nobody had it mounted: the first block is exactly what the root says. The memory of a mounted
+    /// filesystem may change while it is being written.
+    pub(crate) at_rest: bool,
 }
 
 /// See the module's description.
@@ -100,12 +108,16 @@ pub(crate) struct Log {
     pub(crate) regions: Regions,
     /// Tells our writes from everybody else's.
     writes: PoolId,
+    events: Arc<dyn SnapshotEvents>,
     /// Nothing is recorded, and nobody waits, any more. Never cleared.
-    stopped: AtomicBool,
-    /// Somebody else writes to the COW file: nobody goes before the record has been ended.
-    foreign: AtomicBool,
-    /// The same, and these roots (a bit each) are being overwritten: they must not be written to any more.
-    foreign_roots: AtomicU8,
+    pub(crate) stopped: AtomicBool,
+    /// As `stopped`, and a root on disk does not say so yet. Set before `stopped`; cleared under the lock, for good.
+    pub(crate) unsaid: AtomicBool,
+    /// How often that was tried again.
+    pub(crate) tries: AtomicU8,
+    /// [`FOREIGN`]: somebody else writes to the COW file, and nobody goes before the record has been ended. Bits 0
+    /// and 1: a root has been overwritten like that, and must not be written to any more.
+    foreign: AtomicU8,
     /// The two roots, in blocks of the origin.
     roots: [u64; 2],
     /// The bio (its key) that may write to the first block: what it makes of it is in the root.
@@ -118,7 +130,7 @@ pub(crate) struct Log {
     #[pin]
     mark_work: Work<Log, 0>,
     #[pin]
-    checkpoint_work: DelayedWork<Log, 1>,
+    pub(crate) checkpoint_work: DelayedWork<Log, 1>,
 }
 
 impl_has_work! {
@@ -138,11 +150,16 @@ impl WorkItem<0> for Log {
 impl WorkItem<1> for Log {
     type Pointer = Arc<Self>;
     fn run(this: Arc<Self>) {
-        if this.checkpoint() {
+        if this.is_unsaid() {
+            Self::say_end(&this);
+        } else if Self::checkpoint(&this) {
             Self::checkpoint_later(&this);
         }
     }
 }
+
+/// In `Log::foreign`.
+const FOREIGN: u8 = 0x80;
 
 /// 64-bit words of a group's bits.
 pub(crate) const GROUP_WORDS: usize = (GROUP_BLOCKS / 64) as usize;
@@ -283,7 +300,7 @@ impl OnDisk {
 
     /// Makes sure that no reload believes what is on disk. Tries both roots, whatever happens, but for those
     /// in the mask `foreign`.
-    fn poison(&mut self, foreign: u8) -> Result {
+    pub(crate) fn poison(&mut self, foreign: u8) -> Result {
         self.root.state = RootState::Poisoned;
         let mut result = Ok(());
         for _ in 0..2 {
@@ -299,11 +316,26 @@ impl OnDisk {
         result
     }
 
+    /// Which of the two roots, a bit each, hold something else on disk than a good root of this file.
+    pub(crate) fn roots_not_ours(&mut self) -> Result<u8> {
+        let mut others = 0;
+        for (i, place) in self.roots.into_iter().enumerate() {
+            let number = self.layout.roots.saturating_add(i as u64);
+            if check(self.io.read(place)?, Kind::Root, self.nonce, number).is_none() {
+                others |= 1 << i;
+            }
+        }
+        Ok(others)
+    }
+
     /// Before the first write after a good end: from now on the bitmap is not all there is, and the copies
-    /// of a snapshot are no longer where its map says.
+    /// of a snapshot are no longer where its map says. EMEDIUMTYPE: see [`OnDisk::same_medium`].
     fn unseal(&mut self) -> Result {
         if self.root.state != RootState::Sealed || faults::active(Fault::NoUnseal) {
             return Ok(());
+        }
+        if self.at_rest {
+            self.same_medium()?;
         }
         self.root.state = RootState::Live;
         self.root.map_words = 0;
@@ -323,6 +355,20 @@ impl OnDisk {
             return Ok(());
         }
         self.write_root(Durability::AfterAllBefore)
+    }
+
+    /// Makes sure that the first block is what the last write of which we know has left there, or what was there
+    /// before it. To be asked while the device is at rest.
+    ///
+    /// # Errors
+    ///
+    /// EMEDIUMTYPE: somebody has exchanged the medium, or written to it below the device.
+    pub(crate) fn same_medium(&mut self) -> Result {
+        let found = identity::read(&mut self.io)?;
+        if !self.root.identity.contradicts(&found) || faults::active(Fault::NoReloadCheck) {
+            return Ok(());
+        }
+        Err(EMEDIUMTYPE)
     }
 
     /// Takes note of the first block as it is now; a write to it may be on its way.
@@ -416,12 +462,15 @@ impl Log {
             layout,
             nonce: setup.nonce,
             roots: setup.roots,
+            // When it was read from disk, nobody has mounted it yet.
+            at_rest: setup.generation != 0,
         };
         let regions = Regions::new(layout.groups)?;
         let (held, queues) = (setup.tracker.held().clone(), setup.tracker.queues().clone());
         let (tracker, origin) = (setup.tracker.id(), setup.origin.clone());
         let origin_sectors = setup.origin.bytes() >> 9;
         let changes = setup.changes.clone();
+        let events = setup.tracker.events().clone();
         let roots = setup.roots;
         Arc::pin_init(
             pin_init!(Self {
@@ -435,10 +484,12 @@ impl Log {
                 changes,
                 regions,
                 writes,
+                events,
                 let_through: AtomicUsize::new(0),
                 stopped: AtomicBool::new(false),
-                foreign: AtomicBool::new(false),
-                foreign_roots: AtomicU8::new(0),
+                unsaid: AtomicBool::new(false),
+                tries: AtomicU8::new(0),
+                foreign: AtomicU8::new(0),
                 checkpoints: AtomicBool::new(true),
                 parked: BioStack::new(),
                 disk <- new_mutex!(disk, "dattobd::log"),
@@ -472,9 +523,9 @@ impl Log {
     /// block has to be in the root first. `bio` is its key: once that has been done it may go.
     #[inline]
     pub(crate) fn is_open(&self, start: u64, len: u64, bio: usize) -> bool {
-        self.is_stopped()
+        (self.is_stopped() && !self.has_last_word())
             || faults::active(Fault::NoLog)
-            || (!self.foreign.load(Ordering::Acquire)
+            || (!self.is_foreign()
                 && (start != 0 || self.let_through.load(Ordering::Acquire) == bio)
                 && (faults::active(Fault::NoRegionMark) || self.regions.is_open(start, len)))
     }
@@ -488,15 +539,40 @@ impl Log {
     }
 
     /// Notes in the root what `bio` makes of the first block, and lets it through.
-    fn note_first_block(&self, bio: BioRef<'_>) {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+    fn note_first_block(this: &Arc<Self>, bio: BioRef<'_>) {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return;
         }
-        match disk.note_first_block(bio, self.bdev.start_sector()) {
-            Ok(()) => self.let_through.store(bio.key(), Ordering::Release),
-            Err(e) => self.lose(&mut disk, e),
+        match disk.note_first_block(bio, this.bdev.start_sector()) {
+            Ok(()) => this.let_through.store(bio.key(), Ordering::Release),
+            Err(e) => Self::lose(this, &mut disk, e),
         }
+    }
+
+    /// The roots that somebody else is overwriting, a bit each.
+    pub(crate) fn foreign_roots(&self) -> u8 {
+        self.foreign.load(Ordering::Acquire) & !FOREIGN
+    }
+
+    fn is_foreign(&self) -> bool {
+        self.foreign.load(Ordering::Acquire) & FOREIGN != 0
+    }
+
+    /// These roots, a bit each, are not written to any more.
+    pub(crate) fn leave_roots(&self, roots: u8) {
+        self.foreign.fetch_or(roots & !FOREIGN, Ordering::AcqRel);
+    }
+
+    /// The medium is not ours any more: no root is written from now on, and the device hears of it. Under the lock.
+    pub(crate) fn other_medium(&self, error: Error) {
+        self.leave_roots(0b11);
+        self.events.other_medium(error.to_errno());
+    }
+
+    /// Waits for the work that is queued now. Not from that work.
+    pub(crate) fn flush_queue(&self) {
+        self.queues.log.flush();
     }
 
     /// Nothing is recorded any more.
@@ -504,16 +580,41 @@ impl Log {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Somebody else writes to `len` blocks of the COW file from `start` on. The bio is to be parked
-    /// here; it goes when the record has been ended. Any context.
-    pub(crate) fn foreign_write(&self, start: u64, len: u64) {
+    /// The record has ended, and a root on disk does not say so yet.
+    pub(crate) fn is_unsaid(&self) -> bool {
+        self.unsaid.load(Ordering::Acquire)
+    }
+
+    /// Somebody else writes to the COW file of a record that has ended, while a root is still to be written: that
+    /// write has to wait until nothing of ours can land on top of it.
+    fn has_last_word(&self) -> bool {
+        self.is_foreign() && self.is_unsaid()
+    }
+
+    /// Somebody else writes to `len` blocks of the COW file from `start` on. Whether the bio is to be parked
+    /// here: then it goes when the record has been ended, and no write of ours can land on top of it. Any context.
+    pub(crate) fn foreign_write(&self, start: u64, len: u64) -> bool {
         let end = start.saturating_add(len);
+        let mut hit = 0;
         for (number, root) in self.roots.iter().enumerate() {
             if (start..end).contains(root) {
-                self.foreign_roots.fetch_or(1 << number, Ordering::AcqRel);
+                hit |= 1 << number;
             }
         }
-        self.foreign.store(true, Ordering::Release);
+        if self.is_stopped() {
+            // Only roots may still be written to. One that we know of is left alone by now, or will be when those
+            // go that wait already.
+            let known = self.foreign.load(Ordering::Acquire);
+            if !self.is_unsaid() || (hit & !known == 0 && known & FOREIGN == 0) {
+                return false;
+            }
+            if hit & !known == 0 {
+                return true;
+            }
+        }
+        // In one step: who sees the root's bit sees the other one, or that the lock has been taken since.
+        self.foreign.fetch_or(hit | FOREIGN, Ordering::AcqRel);
+        true
     }
 
     /// The blocks that a bio touches, as first block and count.
@@ -534,87 +635,46 @@ impl Log {
         Self::wake(this);
     }
 
-    fn wake(this: &Arc<Self>) {
+    pub(crate) fn wake(this: &Arc<Self>) {
         let queues = this.queues.clone();
         let _ = queues.log.queue().enqueue::<_, 0>(this.clone());
     }
 
     fn checkpoint_later(this: &Arc<Self>) {
+        Self::work_later(this, params::checkpoint_ms());
+    }
+
+    /// Has the second work item run in `ms` milliseconds, unless it is to run earlier.
+    pub(crate) fn work_later(this: &Arc<Self>, ms: u32) {
         let queues = this.queues.clone();
-        let delay = kernel::time::msecs_to_jiffies(params::checkpoint_ms());
+        let delay = kernel::time::msecs_to_jiffies(ms);
         let _ = queues.log.queue().enqueue_delayed::<_, 1>(this.clone(), delay);
-    }
-
-    /// Ends the record because of `error`: nobody waits for it any more, and no reload will believe
-    /// what is on disk.
-    pub(crate) fn lose(&self, disk: &mut OnDisk, error: Error) {
-        if self.is_stopped() {
-            return;
-        }
-        // A block that belongs to somebody else now is left alone: whose write makes it unreadable to us.
-        let poisoned = disk.poison(self.foreign_roots.load(Ordering::Acquire));
-        // After the roots: now writes go unrecorded.
-        self.stopped.store(true, Ordering::Release);
-        pr_err!(
-            "changes are no longer recorded on disk (error {}): they are still tracked in memory, but \
-             after a reboot or a crash the next backup must be a full one{}\n",
-            error.to_errno(),
-            if poisoned.is_ok() { "" } else { "; do not reload this COW file then" }
-        );
-    }
-
-    /// Ends the record in good order. Whoever waits is let go. The root on disk stays as it is, and the
-    /// caller has seen to it that nobody will believe it.
-    pub(crate) fn stop(this: &Arc<Self>) {
-        this.stopped.store(true, Ordering::Release);
-        Self::wake(this);
-    }
-
-    /// Waits until no work of the log runs or will run. After [`Log::stop`] or [`Log::abandon`], with no
-    /// epoch that has it. Sleeps; not from the log's own work.
-    pub(crate) fn finish(this: &Arc<Self>) {
-        this.queues.log.flush();
-        flush_delayed(&this.checkpoint_work);
-        this.queues.log.flush();
-    }
-
-    /// Poisons what is on disk and ends the record: for a file that must never be loaded again.
-    pub(crate) fn abandon(this: &Arc<Self>) {
-        let mut disk = this.lock();
-        if !this.is_stopped() {
-            if let Err(e) = disk.poison(this.foreign_roots.load(Ordering::Acquire)) {
-                pr_warn!("the end of the tracking was not recorded: error {}\n", e.to_errno());
-            }
-            this.stopped.store(true, Ordering::Release);
-        }
-        drop(disk);
-        Self::wake(this);
     }
 
     /// The COW file is about to be written to: what it says when it is sealed does not hold any more. On
     /// failure the record ends.
-    pub(crate) fn break_seal(&self) -> Result {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+    pub(crate) fn break_seal(this: &Arc<Self>) -> Result {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return Err(ENDED);
         }
         let result = disk.unseal();
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
         result
     }
 
     /// Enters blocks that we ourselves have put in the change map, durably: they belonged to a COW file, and
     /// no write of the filesystem marks them. On failure the record ends.
-    pub(crate) fn mark_extents(&self, extents: impl Iterator<Item = (u64, u64)>) {
+    pub(crate) fn mark_extents(this: &Arc<Self>, extents: impl Iterator<Item = (u64, u64)>) {
         let mut extents = extents.peekable();
         if extents.peek().is_none() {
             // Nothing is written: what is sealed stays so.
             return;
         }
-        let mut disk = self.lock();
-        if self.is_stopped() {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return;
         }
         let mut result = disk.unseal();
@@ -627,15 +687,32 @@ impl Log {
         }
         result = result.and_then(|()| disk.write_log());
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
+    }
+
+    /// Makes sure that a device whose file is still sealed is the one that it was sealed on.
+    ///
+    /// # Errors
+    ///
+    /// EMEDIUMTYPE, and record and chain end: it is not. EIO: that could not be read, and the record ends.
+    pub(crate) fn at_rest(this: &Arc<Self>) -> Result {
+        let mut disk = this.lock();
+        if this.is_stopped() || disk.root.state != RootState::Sealed || !disk.at_rest {
+            return Ok(());
+        }
+        let result = disk.same_medium();
+        if let Err(e) = result {
+            Self::lose(this, &mut disk, e);
+        }
+        result
     }
 
     /// Changes the root and writes it, durably, with the first block of the device as it is now. On failure
     /// the record ends.
-    pub(crate) fn update_root_and_identity(&self, change: impl FnOnce(&mut Root)) -> Result {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+    pub(crate) fn update_root_and_identity(this: &Arc<Self>, change: impl FnOnce(&mut Root)) -> Result {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return Err(ENDED);
         }
         change(&mut disk.root);
@@ -643,33 +720,33 @@ impl Log {
             .read_identity()
             .and_then(|()| disk.write_root(Durability::AfterAllBefore));
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
         result
     }
 
     /// Changes the root and writes it, durably. On failure the record ends.
-    pub(crate) fn update_root(&self, change: impl FnOnce(&mut Root)) -> Result {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+    pub(crate) fn update_root(this: &Arc<Self>, change: impl FnOnce(&mut Root)) -> Result {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return Err(ENDED);
         }
         change(&mut disk.root);
         let result = disk.write_root(Durability::AfterAllBefore);
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
         result
     }
 
     /// Records that the file lies at `file` now, and what `change` does to the root.
     pub(crate) fn update_extents(
-        &self,
+        this: &Arc<Self>,
         file: &[FileExtent],
         change: impl FnOnce(&mut Root),
     ) -> Result {
-        let mut disk = self.lock();
-        if self.is_stopped() {
+        let mut disk = this.lock();
+        if this.is_stopped() {
             return Err(ENDED);
         }
         change(&mut disk.root);
@@ -677,7 +754,7 @@ impl Log {
             .write_extents(file)
             .and_then(|()| disk.write_root(Durability::AfterAllBefore));
         if let Err(e) = result {
-            self.lose(&mut disk, e);
+            Self::lose(this, &mut disk, e);
         }
         result
     }
@@ -697,11 +774,12 @@ fn run_marks(log: &Arc<Log>) {
     if bios.is_empty() {
         return;
     }
-    if !log.is_stopped() {
+    if !log.is_stopped() || log.is_unsaid() {
         let mut disk = log.lock();
-        if log.foreign.load(Ordering::Acquire) {
+        // Taken back before the roots that are left alone are looked at: who comes later waits for the lock too.
+        if log.foreign.fetch_and(!FOREIGN, Ordering::AcqRel) & FOREIGN != 0 {
             // No write of ours is under way: they all happen under the lock.
-            log.lose(&mut disk, crate::sys::errno::ESTALE);
+            Log::lose(log, &mut disk, ESTALE);
         } else if !log.is_stopped() {
             match disk.mark(|bio| log.blocks_of(bio), &bios) {
                 Ok(()) => bios.for_each(|bio| {
@@ -710,7 +788,7 @@ fn run_marks(log: &Arc<Log>) {
                         log.regions.open(group, mask);
                     }
                 }),
-                Err(e) => log.lose(&mut disk, e),
+                Err(e) => Log::lose(log, &mut disk, e),
             }
         }
         drop(disk);
@@ -719,7 +797,7 @@ fn run_marks(log: &Arc<Log>) {
     plugged(|| {
         while let Some(bio) = bios.pop_front() {
             if log.blocks_of(bio.view()).0 == 0 {
-                log.note_first_block(bio.view());
+                Log::note_first_block(log, bio.view());
             }
             intercept::ask_again(bio, log.tracker);
             log.held.leave();

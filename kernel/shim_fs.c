@@ -49,6 +49,12 @@ bool dbd_bdev_gone(struct block_device *bdev)
 	return test_bit(GD_DEAD, &bdev->bd_disk->state) || !disk_live(bdev->bd_disk);
 }
 
+/* Looked at without a lock: who claims it later is seen by what it writes. */
+bool dbd_bdev_claimed(struct block_device *bdev)
+{
+	return READ_ONCE(bdev->bd_holder) || READ_ONCE(bdev->bd_claiming);
+}
+
 /* ---- superblocks ---- */
 
 /*

@@ -64,6 +64,7 @@ struct inode *dbd_file_inode(struct file *file);
 u64 dbd_inode_number(struct inode *inode);
 u32 dbd_inode_generation(struct inode *inode);
 int dbd_adopt_inode(struct super_block *sb, u64 ino, u32 generation, struct inode **out);
+bool dbd_bdev_claimed(struct block_device *bdev);
 bool dbd_bdev_gone(struct block_device *bdev);
 unsigned int dbd_inode_traits(struct inode *inode);
 u64 dbd_inode_size(struct inode *inode);

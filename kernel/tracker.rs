@@ -308,6 +308,10 @@ impl Tracker {
         &self.held
     }
 
+    pub(crate) fn events(&self) -> &Arc<dyn SnapshotEvents> {
+        &self.events
+    }
+
     pub(crate) fn queues(&self) -> &Arc<Queues> {
         &self.queues
     }
@@ -581,12 +585,11 @@ impl Tracker {
     }
 
     /// Somebody else writes to the COW file: its records end before that write goes. Whether there
-    /// was one that had not ended.
+    /// was one that had not ended, or has still to say so on disk.
     fn end_logs(&self, epoch: &Epoch, block: u64, len: u64) -> bool {
         let mut recorded = false;
-        for log in epoch.logs().filter(|log| !log.is_stopped()) {
-            log.foreign_write(block, len);
-            recorded = true;
+        for log in epoch.logs() {
+            recorded |= log.foreign_write(block, len);
         }
         recorded
     }

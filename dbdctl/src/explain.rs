@@ -111,6 +111,10 @@ pub fn reason(info: &Info) -> &'static str {
                 return "its filesystem was mounted or repaired elsewhere since, or another COW file has taken \
                         over; the kernel log says which"
             }
+            Errno::EBUSY => {
+                return "somebody was mounting or checking its filesystem; if it is not mounted yet, dbdctl destroy and the \
+                        same reload again may do"
+            }
             Errno::ENOENT => return "there is no such COW file",
             Errno::EINVAL => {
                 return "that is no COW file of this device, or the device has another size; the kernel log says \
@@ -125,6 +129,7 @@ pub fn reason(info: &Info) -> &'static str {
     match errno {
         Errno::EFBIG => "the COW file is full",
         Errno::ENODEV => "its filesystem was unmounted, or the disk is gone",
+        Errno::EMEDIUMTYPE => "its medium was exchanged, or written to from elsewhere, while it was not mounted",
         Errno::ESTALE => "somebody else wrote to the COW file's blocks",
         Errno::EOPNOTSUPP => "an operation that leaves no old data to keep, such as a secure erase",
         other => other.desc(),

@@ -100,6 +100,12 @@ impl OpenDevice {
         self.bdev.as_ptr()
     }
 
+    /// Somebody has claimed it: a mounted filesystem, a mount in progress, a program that has opened it with O_EXCL.
+    pub(crate) fn is_claimed(&self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { super::ffi_fs::dbd_bdev_claimed(self.bdev.as_ptr()) }
+    }
+
     /// The number of the device in its place.
     pub(crate) fn dev(&self) -> bindings::dev_t {
         self.dev.load(Ordering::Relaxed)

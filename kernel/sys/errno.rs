@@ -18,6 +18,7 @@ const _: () = {
     assert!(number == -(bindings::EINVAL as c_int));
 };
 
+pub(crate) const EMEDIUMTYPE: Error = named(bindings::EMEDIUMTYPE);
 pub(crate) const ENOKEY: Error = named(bindings::ENOKEY);
 pub(crate) const EOPNOTSUPP: Error = named(bindings::EOPNOTSUPP);
 pub(crate) const ESTALE: Error = named(bindings::ESTALE);

@@ -118,6 +118,7 @@ extern "C" {
         generation: u32,
         out: *mut *mut bindings::inode,
     ) -> c_int;
+    pub(super) fn dbd_bdev_claimed(bdev: *mut bindings::block_device) -> bool;
     pub(super) fn dbd_bdev_gone(bdev: *mut bindings::block_device) -> bool;
     pub(super) fn dbd_inode_traits(inode: *mut bindings::inode) -> c_uint;
     pub(super) fn dbd_inode_size(inode: *mut bindings::inode) -> u64;

@@ -309,6 +309,14 @@ impl Identity {
             .all(|((now, next), found)| *found != 0 && (found == now || found == next))
     }
 
+    /// A sector that is known is something else than we have left there. What is not known says nothing.
+    pub fn contradicts(&self, found: &Digests) -> bool {
+        let known = self.now.iter().zip(&self.next);
+        known
+            .zip(found)
+            .any(|((now, next), found)| *now != 0 && found != now && found != next)
+    }
+
     /// A write makes `after` of what is `before` now. What it does not change, another one may be
     /// changing: that stays as it is known.
     pub fn write(&mut self, before: &Digests, after: &Digests) {

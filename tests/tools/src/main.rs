@@ -12,7 +12,7 @@ use ioctl_abi::ioctl as abi;
 use test_tools::extents::{Blocks, Skip};
 use test_tools::{
     clock, cmp, control, cow, extents, files, finding, flush_points, fsx, fuzz, hammer, hog, mark,
-    race, raw, rewrite, stamp, sys, wipe,
+    race, raw, rewrite, root_state, stamp, sys, wipe,
 };
 
 #[derive(Parser)]
@@ -103,6 +103,8 @@ enum Command {
     },
     /// Overwrite a device in random order with every kind of write
     Wipe(wipe::Options),
+    /// Show what a COW file's roots on a device say, or make them say something else
+    RootState(root_state::Options),
     /// Read random parts of a snapshot and compare them with a copy
     Readers(race::Readers),
     /// Overwrite blocks while they are read from the snapshot
@@ -292,6 +294,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Mark { log, name, command } => return mark::run(&log, &name, &command),
         Command::Wipe(o) => wipe::run(&o)?,
+        Command::RootState(o) => root_state::run(&o)?,
         Command::Readers(o) => race::readers(&o)?,
         Command::Race(o) => race::race(&o)?,
         Command::Cmp {

@@ -296,6 +296,10 @@ fn an_identity_allows_what_was_let_through_and_nothing_else() {
         assert!(!identity.allows(&found), "sector {i}");
     }
     assert!(!Identity::default().allows(&[0; 8]));
+    // To contradict takes more than not to allow: what is not known does not.
+    assert!(!identity.contradicts(&[5; 8]) && !identity.contradicts(&[5, 5, 5, 7, 5, 5, 5, 5]));
+    assert!(identity.contradicts(&[5, 5, 5, 6, 5, 5, 5, 5]));
+    assert!(!Identity::default().contradicts(&[6; 8]));
 }
 
 /// Two sectors are written at the same time, each note taken before either write has completed; all that a
