@@ -35,6 +35,8 @@ const POLL_MS: u32 = 2000;
 /// How soon after its first bio a mount is looked for: no more than so often while a device that is not
 /// mounted is in use.
 const SOON_MS: i64 = 20;
+/// How often a shutdown asks, that long after one another, whether an operation has come to its end.
+const SHUT_DOWN_TRIES: u32 = 100;
 
 impl Device {
     /// The filesystem goes away. In the task that unmounts, under `s_umount`: waits for nothing.
@@ -309,14 +311,24 @@ impl Device {
         pr_warn!("datto{}: {}: error {}\n", self.minor(), what, e.to_errno());
     }
 
-    /// The machine goes down: makes the COW file exact, while nobody writes any more. Waits for no
-    /// operation.
+    /// The machine goes down: makes the COW file exact, while nobody writes any more. Waits for an operation
+    /// for a moment only; where one is on its way still, a running snapshot will not be there again, its changes will.
     pub(crate) fn shut_down(&self) {
+        // None begins meanwhile. One that has may hold what the map of the copies is made from.
+        let mut op = self.op.try_lock();
+        for _ in 0..SHUT_DOWN_TRIES {
+            if op.is_some() {
+                break;
+            }
+            fsleep(Delta::from_millis(SOON_MS));
+            op = self.op.try_lock();
+        }
         let view = self.view.lock();
         let (log, running, mounted) = (view.log.clone(), view.running.clone(), !view.unmounted);
         drop(view);
+        let keep = if op.is_some() { Keep::Snapshot } else { Keep::Changes };
         if let Some(log) = log {
-            match Log::seal(&log, running.as_ref(), Keep::Snapshot, mounted) {
+            match Log::seal(&log, running.as_ref(), keep, mounted) {
                 Ok(()) => pr_info!("datto{}: sealed\n", self.minor()),
                 Err(e) => self.step_error("sealing", e),
             }
