@@ -278,8 +278,7 @@ impl Live {
 
     /// The block device is not as large any more as when it was set up.
     pub(crate) fn outgrown(&self) -> bool {
-        let now = self.origin.device().sectors();
-        now.saturating_mul(512) != self.geometry.origin_bytes
+        self.origin.has_other_size()
     }
 
     /// Shuts the node to openers, waiting up to 5 s for passing ones; EBUSY, EINTR. A device

@@ -62,7 +62,7 @@ impl BioHook for Hook {
                 // Counted under RCU: whoever unpublishes the epoch and waits for a grace period
                 // sees the count.
                 tracker.held().enter();
-                bio.redirect(tracker.shadow_bdev());
+                bio.redirect(tracker.shadow_bdev(), tracker.home());
                 return;
             }
         }

@@ -9,7 +9,7 @@ use kernel::str::{BStr, CString};
 use kernel::sync::SetOnce;
 
 use crate::abi::cow::Geometry;
-use crate::sys::bdev::Bdev;
+use crate::sys::bdev::{Bdev, Home};
 use crate::sys::block_device::{self, OpenDevice};
 use crate::sys::superblock::{self, ActiveSuper};
 
@@ -59,10 +59,21 @@ impl Origin {
         })
     }
 
-    /// The device. Valid for as long as `self` lives. I/O after [`Origin::close`] works as long as the
+    /// The device, as it was when it was opened: a rescan of the partitions may have put another one in its
+    /// place. Valid for as long as `self` lives. I/O after [`Origin::close`] works as long as the
     /// disk is there; otherwise it fails.
     pub(crate) fn device(&self) -> Bdev {
         self.device.bdev()
+    }
+
+    /// What bios to the device come through now.
+    pub(crate) fn home(&self) -> Home {
+        self.device.home()
+    }
+
+    /// The device has not the size any more that it had when it was opened.
+    pub(crate) fn has_other_size(&self) -> bool {
+        self.device.sectors_now() != self.sectors
     }
 
     /// Takes the device again after [`Origin::close`], under its number of now.

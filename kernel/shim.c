@@ -93,6 +93,21 @@ void dbd_queue_drain(struct block_device *bdev)
 }
 
 /*
+ * Requests look at their block device once more, for its statistics, when their bios have ended already.
+ * Waits until those have, too. Devices without requests do it before.
+ */
+void dbd_requests_finish(struct block_device *bdev)
+{
+	struct request_queue *q = bdev_get_queue(bdev);
+	unsigned int flags;
+
+	if (!queue_is_mq(q))
+		return;
+	flags = blk_mq_freeze_queue(q);
+	blk_mq_unfreeze_queue(q, flags);
+}
+
+/*
  * Writes under way to a device. The CPUs are read one after the other, and a write may begin on one and
  * end on another: never too small a number while no write begins.
  */

@@ -22,6 +22,7 @@ bool dbd_disk_close_if_unused(struct gendisk *disk, bool *closing);
 void dbd_disk_reopen(struct gendisk *disk, bool *closing);
 bool dbd_queue_is_mq(struct block_device *bdev);
 void dbd_queue_drain(struct block_device *bdev);
+void dbd_requests_finish(struct block_device *bdev);
 bool dbd_writes_settle(struct block_device *bdev, unsigned int ms);
 void dbd_bio_inc_remaining(struct bio *bio);
 void dbd_bio_read(struct bio *bio, unsigned int skip, unsigned int len, u8 *to);

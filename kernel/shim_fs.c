@@ -55,6 +55,49 @@ bool dbd_bdev_claimed(struct block_device *bdev)
 	return READ_ONCE(bdev->bd_holder) || READ_ONCE(bdev->bd_claiming);
 }
 
+/*
+ * A rescan of the partitions makes a new block device of the old one, whose size stands still from then on.
+ * Size in sectors of what is in the place of @bdev now; 0: nothing. By its number first, as tables may
+ * have two partitions that begin at one place.
+ */
+u64 dbd_bdev_sectors_now(struct block_device *bdev)
+{
+	struct gendisk *disk = bdev->bd_disk;
+	sector_t start = bdev->bd_start_sect;
+	struct block_device *part;
+	unsigned long partno;
+	u64 sectors = 0;
+
+	/* Block devices are freed after a grace period. */
+	rcu_read_lock();
+	part = xa_load(&disk->part_tbl, bdev_partno(bdev));
+	if (part && part->bd_start_sect == start) {
+		sectors = bdev_nr_sectors(part);
+	} else {
+		xa_for_each_start(&disk->part_tbl, partno, part, 1) {
+			if (part->bd_start_sect == start) {
+				sectors = bdev_nr_sectors(part);
+				break;
+			}
+		}
+	}
+	rcu_read_unlock();
+	return sectors;
+}
+
+/* @a has taken the place of @b, or the other way round: at most one of them is in the disk's table. */
+bool dbd_bdev_same_entry(struct block_device *a, struct block_device *b)
+{
+	return a->bd_disk == b->bd_disk && bdev_partno(a) == bdev_partno(b) &&
+	       a->bd_start_sect == b->bd_start_sect;
+}
+
+/* A rescan has taken @bdev out of its disk's table; whoever refers to it may hold the last reference. */
+bool dbd_bdev_is_deleted(struct block_device *bdev)
+{
+	return xa_load(&bdev->bd_disk->part_tbl, bdev_partno(bdev)) != bdev;
+}
+
 /* ---- superblocks ---- */
 
 /*

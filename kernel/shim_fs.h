@@ -30,6 +30,9 @@
 
 struct file *dbd_bdev_open(dev_t dev);
 unsigned int dbd_bdev_traits(struct block_device *bdev);
+u64 dbd_bdev_sectors_now(struct block_device *bdev);
+bool dbd_bdev_same_entry(struct block_device *a, struct block_device *b);
+bool dbd_bdev_is_deleted(struct block_device *bdev);
 
 unsigned int dbd_block_filesystems(struct file_system_type **out, unsigned int room);
 bool dbd_sb_is_on(struct super_block *sb, struct block_device *bdev);

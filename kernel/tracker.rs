@@ -15,7 +15,7 @@ use crate::origin::Origin;
 use crate::region_log::Log;
 use crate::snapshot::Snapshot;
 use crate::sys::{
-    bdev::Bdev,
+    bdev::{Bdev, Home},
     bio::{BioRef, BioStack, HeldBio, Status},
     disk::{BioDisk, BioDriver, Kind},
     errno::ETIMEDOUT,
@@ -63,6 +63,7 @@ enum Next {
 pub(crate) struct HoldQueue {
     id: u64,
     bdev: Bdev,
+    origin: Arc<Origin>,
     /// Bios redirected and not yet handed back.
     held: Arc<Gate>,
     /// Writes wait at the door ([`HoldQueue::shut`]).
@@ -76,7 +77,7 @@ pub(crate) struct HoldQueue {
 
 impl BioDriver for HoldQueue {
     fn submit(this: ArcBorrow<'_, Self>, mut bio: HeldBio) {
-        bio.restore_device(this.bdev);
+        bio.restore_device(this.origin.home(), this.bdev.whole());
         this.park(bio);
     }
 }
@@ -257,13 +258,14 @@ impl Tracker {
     ) -> Result<Arc<Self>> {
         let bdev = origin.device();
         let held = Arc::new(Gate::new(), GFP_KERNEL)?;
-        let counted = held.clone();
+        let (counted, followed) = (held.clone(), origin.clone());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let nobody = Waits { snapshot: None, logs: [None, None], guard: None };
         let hold = Arc::pin_init(
             pin_init!(HoldQueue {
                 id,
                 bdev,
+                origin: followed,
                 held: counted,
                 shut: AtomicBool::new(false),
                 at_door: BioStack::new(),
@@ -353,6 +355,11 @@ impl Tracker {
 
     pub(crate) fn hold(&self) -> &HoldQueue {
         &self.hold
+    }
+
+    /// What bios to the device come through now.
+    pub(crate) fn home(&self) -> Home {
+        self.origin.home()
     }
 
     pub(crate) fn shadow_bdev(&self) -> Bdev {

@@ -14,6 +14,21 @@ use kernel::bindings;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bdev(NonNull<bindings::block_device>);
 
+/// The address of the block device that bios to a tracked one come through. Nobody holds that: it is compared
+/// with, and put into bios that came through it, whose submitters hold it. Never followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Home(*mut bindings::block_device);
+
+impl Home {
+    pub(super) fn new(ptr: *mut bindings::block_device) -> Self {
+        Self(ptr)
+    }
+
+    pub(super) fn as_ptr(self) -> *mut bindings::block_device {
+        self.0
+    }
+}
+
 // SAFETY: The block layer's structures are made for use from any task.
 unsafe impl Send for Bdev {}
 // SAFETY: As above; all methods only read fields that do not change while the device is open.

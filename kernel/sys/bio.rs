@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Bios that belong to somebody else: looked at by the probe, or held back for a while.
 
-use super::{bdev::Bdev, bio_pool::PoolId, ffi, page::CopyPages};
+use super::{bdev::{Bdev, Home}, bio_pool::PoolId, ffi, page::CopyPages};
 use core::marker::PhantomData;
 use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -88,12 +88,23 @@ impl<'a> BioRef<'a> {
     /// Sends it to another device: `submit_bio_noacct_nocheck` reads the device again after the
     /// tracepoint. Only from the probe. Polling is given up, as the new device does not poll; and so is EAGAIN,
     /// which that device would give by itself while somebody changes its limits: the bio would not come to us.
-    pub(crate) fn redirect(self, to: Bdev) {
+    ///
+    /// [`HeldBio::restore_device`] has to find the block device again that it came through: its submitter keeps that
+    /// one open until the bio has ended, and nobody else does. A rescan of the partitions makes block devices anew,
+    /// so it need not be the one that was opened when the tracking began; nor need that one be there when the
+    /// bio ends, as a DESTROY lets go of it. What did not come through `home` becomes a bio to the whole disk here,
+    /// which outlives all bios: its sector is absolute by now, and so all that it loses with the mark is that the
+    /// disk's end is checked once more. It counts in the statistics of the disk, not of the partition; its
+    /// cgroup is the same, as those belong to the queue; and that the device is read-only was said before.
+    pub(crate) fn redirect(self, to: Bdev, home: Home) {
         const NOT_THERE: u32 =
             1 << bindings::req_flag_bits___REQ_POLLED | 1 << bindings::req_flag_bits___REQ_NOWAIT;
         // SAFETY: The submission path leaves the bio to the probe.
         unsafe {
             (*self.as_ptr()).bi_opf &= !NOT_THERE;
+            if (*self.as_ptr()).bi_bdev != home.as_ptr() {
+                (*self.as_ptr()).bi_flags &= !(1 << bindings::BIO_REMAPPED);
+            }
             (*self.as_ptr()).bi_bdev = to.as_ptr();
         }
     }
@@ -157,17 +168,21 @@ impl HeldBio {
         BioRef(self.0, PhantomData)
     }
 
-    /// Takes back the redirection to a shadow disk of `origin`.
+    /// Takes back the redirection to a shadow disk: `home` as it was then, or `whole`, its disk.
     ///
-    /// A bio that was addressed to a partition has been remapped, one to the whole disk has not. The
-    /// device is stored directly: `bio_set_dev` would clear that mark, and the sector, absolute by
-    /// now, would be remapped a second time.
-    pub(crate) fn restore_device(&mut self, origin: Bdev) {
-        // SAFETY: We own the bio.
+    /// A bio that came through the partition `home` is still marked as remapped, others are not. The device is
+    /// stored directly: `bio_set_dev` would clear that mark, and the sector, absolute by now, would be
+    /// remapped a second time.
+    ///
+    /// It is the same `home` as in [`BioRef::redirect`]: it changes only when a partition has been made anew,
+    /// with the same number. The one before had been taken out of the disk's table then, which is not done to one
+    /// that is open, and who waits for a bio has it open. (It is when a disk goes away, but nothing comes then.)
+    pub(crate) fn restore_device(&mut self, home: Home, whole: Bdev) {
+        // SAFETY: We own the bio. If it is marked it came through `home`, which its submitter holds.
         unsafe {
             let bio = self.0.as_ptr();
             let remapped = (*bio).bi_flags & (1 << bindings::BIO_REMAPPED) != 0;
-            (*bio).bi_bdev = if remapped { origin } else { origin.whole() }.as_ptr();
+            (*bio).bi_bdev = if remapped { home.as_ptr() } else { whole.as_ptr() };
         }
     }
 

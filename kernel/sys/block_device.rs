@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Opening a block device without claiming it.
 
-use super::{bdev::Bdev, ffi_fs as ffi};
+use super::{bdev::{Bdev, Home}, ffi, ffi_fs};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use kernel::{bindings, error::from_err_ptr, error::to_result, prelude::*};
 
@@ -30,12 +30,15 @@ pub(crate) struct Traits {
 /// # Invariants
 ///
 /// `bdev` is valid for as long as `self` lives: a reference on its `bd_device` is held, which also
-/// holds the disk. `file` is null or an open file of it that `self` owns.
+/// holds the disk. `file` is null or an open file that `self` owns, of `bdev` or of what a rescan of the
+/// partitions has put in its place.
 pub(crate) struct OpenDevice {
     bdev: Bdev,
     file: AtomicPtr<bindings::file>,
     /// Its number: another one since a rescan of the partitions has made the device anew in its place.
     dev: AtomicU32,
+    /// The block device in its place, as far as we know. Not held: only compared with.
+    home: AtomicPtr<bindings::block_device>,
 }
 
 // SAFETY: Files and block devices may be used and released from any task.
@@ -46,7 +49,7 @@ unsafe impl Sync for OpenDevice {}
 impl OpenDevice {
     pub(crate) fn open(dev: bindings::dev_t) -> Result<Self> {
         // SAFETY: No preconditions.
-        let file = from_err_ptr(unsafe { ffi::dbd_bdev_open(dev) })?;
+        let file = from_err_ptr(unsafe { ffi_fs::dbd_bdev_open(dev) })?;
         // SAFETY: An open file of a block device; its device stays while `self` lives, see below.
         let Some(bdev) = (unsafe { Bdev::new(bindings::file_bdev(file)) }) else {
             // SAFETY: Opened above, not used again.
@@ -60,6 +63,7 @@ impl OpenDevice {
             bdev,
             file: AtomicPtr::new(file),
             dev: AtomicU32::new(dev),
+            home: AtomicPtr::new(bdev.as_ptr()),
         })
     }
 
@@ -82,7 +86,13 @@ impl OpenDevice {
             return Ok(());
         }
         // SAFETY: No preconditions.
-        let file = from_err_ptr(unsafe { ffi::dbd_bdev_open(dev) })?;
+        let file = from_err_ptr(unsafe { ffi_fs::dbd_bdev_open(dev) })?;
+        // SAFETY: An open file of a block device, which is valid while it is open.
+        let now = unsafe { bindings::file_bdev(file) };
+        // SAFETY: As above; ours is valid by the type invariant.
+        if unsafe { ffi_fs::dbd_bdev_same_entry(now, self.bdev.as_ptr()) } {
+            self.home.store(now, Ordering::Release);
+        }
         let old = self.file.swap(file, Ordering::AcqRel);
         if !old.is_null() {
             // SAFETY: By the type invariant; nobody else got the pointer out.
@@ -106,6 +116,17 @@ impl OpenDevice {
         unsafe { super::ffi_fs::dbd_bdev_claimed(self.bdev.as_ptr()) }
     }
 
+    /// The block device that bios to it come through, as far as we know.
+    pub(crate) fn home(&self) -> Home {
+        Home::new(self.home.load(Ordering::Acquire))
+    }
+
+    /// Size of what is in its place now, in sectors; 0: nothing is.
+    pub(crate) fn sectors_now(&self) -> u64 {
+        // SAFETY: Valid by the type invariant, and with it the disk.
+        unsafe { ffi_fs::dbd_bdev_sectors_now(self.bdev.as_ptr()) }
+    }
+
     /// The number of the device in its place.
     pub(crate) fn dev(&self) -> bindings::dev_t {
         self.dev.load(Ordering::Relaxed)
@@ -113,12 +134,12 @@ impl OpenDevice {
 
     pub(crate) fn traits(&self) -> Traits {
         // SAFETY: Valid by the type invariant, and open or was open, so that it has a queue.
-        let bits = unsafe { ffi::dbd_bdev_traits(self.bdev.as_ptr()) };
+        let bits = unsafe { ffi_fs::dbd_bdev_traits(self.bdev.as_ptr()) };
         Traits {
-            zoned: bits & ffi::BDEV_ZONED != 0,
-            dax: bits & ffi::BDEV_DAX != 0,
-            large_blocks: bits & ffi::BDEV_LARGE_BLOCKS != 0,
-            ours: bits & ffi::BDEV_OURS != 0,
+            zoned: bits & ffi_fs::BDEV_ZONED != 0,
+            dax: bits & ffi_fs::BDEV_DAX != 0,
+            large_blocks: bits & ffi_fs::BDEV_LARGE_BLOCKS != 0,
+            ours: bits & ffi_fs::BDEV_OURS != 0,
         }
     }
 }
@@ -126,6 +147,13 @@ impl OpenDevice {
 impl Drop for OpenDevice {
     fn drop(&mut self) {
         self.close();
+        // SAFETY: Valid until the reference is given back below.
+        if unsafe { ffi_fs::dbd_bdev_is_deleted(self.bdev.as_ptr()) } {
+            // It may go with us, and our own bios went through it to the end. They have all ended: whoever
+            // has the last reference to `self` has waited for them.
+            // SAFETY: As above, and with it the disk and its queue.
+            unsafe { ffi::dbd_requests_finish(self.bdev.as_ptr()) };
+        }
         // SAFETY: Taken in `open`.
         unsafe { bindings::put_device(&raw mut (*self.bdev.as_ptr()).bd_device) };
     }

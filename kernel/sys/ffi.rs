@@ -25,6 +25,7 @@ extern "C" {
     pub(super) fn dbd_disk_reopen(disk: *mut bindings::gendisk, closing: *mut bool);
     pub(super) fn dbd_queue_is_mq(bdev: *mut bindings::block_device) -> bool;
     pub(super) fn dbd_queue_drain(bdev: *mut bindings::block_device);
+    pub(super) fn dbd_requests_finish(bdev: *mut bindings::block_device);
     pub(super) fn dbd_writes_settle(bdev: *mut bindings::block_device, ms: c_uint) -> bool;
     pub(super) fn dbd_bio_inc_remaining(bio: *mut bindings::bio);
     pub(super) fn dbd_bio_read(bio: *mut bindings::bio, skip: c_uint, len: c_uint, to: *mut u8);

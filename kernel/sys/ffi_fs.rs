@@ -50,6 +50,12 @@ pub(super) type ExtentFn = unsafe extern "C" fn(*mut c_void, u64, u64, u64) -> c
 extern "C" {
     pub(super) fn dbd_bdev_open(dev: bindings::dev_t) -> *mut bindings::file;
     pub(super) fn dbd_bdev_traits(bdev: *mut bindings::block_device) -> c_uint;
+    pub(super) fn dbd_bdev_sectors_now(bdev: *mut bindings::block_device) -> u64;
+    pub(super) fn dbd_bdev_same_entry(
+        a: *mut bindings::block_device,
+        b: *mut bindings::block_device,
+    ) -> bool;
+    pub(super) fn dbd_bdev_is_deleted(bdev: *mut bindings::block_device) -> bool;
 
     pub(super) fn dbd_block_filesystems(
         out: *mut *mut bindings::file_system_type,
