@@ -8,7 +8,7 @@ use crate::log_seal::MAP_WORDS;
 use crate::logic::{
     change_map::ChangeMap,
     extents::{merge_push, FileExtent},
-    load::{self, Flaw, Source},
+    load::{self, Flaw, Groups, Source, AHEAD},
     private_format::{check, get_u64, Block, GroupWord, Kind, Root, RootState, ENVELOPE},
     space::Segment,
 };
@@ -29,6 +29,10 @@ impl Source for RawIo {
 
     fn read(&mut self, block: u64) -> Result<&Block> {
         RawIo::read(self, block)
+    }
+
+    fn read_ahead(&mut self, blocks: &[u64]) {
+        RawIo::read_ahead(self, blocks);
     }
 }
 
@@ -88,7 +92,7 @@ impl Loaded {
         if roots.iter().any(|r| *r >= geometry.blocks()) {
             return Err((EINVAL, "its roots lie behind the end of the device"));
         }
-        let mut io = RawIo::new(bdev).map_err(why("there is no memory"))?;
+        let mut io = RawIo::with_room(bdev, AHEAD).map_err(why("there is no memory"))?;
         // What is read may have come only as far as the disk's cache, before a reset that left that alone.
         // It must not be built on before it is where a power cut cannot take it back.
         io.flush().map_err(why("the device cannot be flushed"))?;
@@ -117,7 +121,12 @@ impl Loaded {
         }
 
         let changes = ChangeMap::new(geometry.blocks()).map_err(|_| (ENOMEM, "there is no memory"))?;
-        let added = load::read_changes(&mut io, &root, nonce, &layout, &words, &changes, |group| {
+        let mut by_slot: KVVec<u32> = KVVec::new();
+        by_slot
+            .resize(layout.slot_count as usize, 0, GFP_KERNEL)
+            .map_err(|_| (ENOMEM, "there is no memory"))?;
+        let groups = Groups { words: &words, by_slot: &mut by_slot };
+        let added = load::read_changes(&mut io, &root, nonce, &layout, groups, &changes, |group| {
             pr_warn!("bitmap block {} is bad: all blocks of its group count as changed\n", group);
         })
         .map_err(why("its change map cannot be read"))?;
@@ -165,20 +174,23 @@ fn read_copies(
 ) -> Result<CopyMap> {
     let total = usize::try_from(root.map_words).map_err(|_| EINVAL)?;
     let mut words: KVVec<u64> = KVVec::new();
-    for &(start, len) in &root.map_pieces {
-        for number in start..start.saturating_add(len) {
-            if words.len() >= total {
-                break;
-            }
-            let (at, _) = crate::logic::extents::locate(extents, number).ok_or(EINVAL)?;
-            let block = io.read(at)?;
+    let numbers = root.map_pieces.iter().flat_map(|(start, len)| *start..start.saturating_add(*len));
+    load::read_each(
+        io,
+        numbers.take(total.div_ceil(MAP_WORDS)),
+        |number| {
+            let place = crate::logic::extents::locate(extents, *number);
+            place.map(|(at, _)| at).ok_or(Flaw::Impossible)
+        },
+        |number, block| {
             check(block, Kind::CopyMap, nonce, number).ok_or(EUCLEAN)?;
             for i in 0..MAP_WORDS.min(total.saturating_sub(words.len())) {
                 let at = ENVELOPE.saturating_add(i.saturating_mul(8));
                 words.push(get_u64(block, at), GFP_KERNEL)?;
             }
-        }
-    }
+            Ok(())
+        },
+    )?;
     if words.len() != total {
         return Err(EINVAL);
     }

@@ -9,6 +9,7 @@ use super::{
     bio::Status,
     ffi,
     gate::Gate,
+    plug,
 };
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use kernel::{bindings, prelude::*, sync::Arc};
 /// A block in memory.
 pub(crate) type Block = [u8; 4096];
 
-/// Blocks that are under way at once.
+/// Blocks that are written at once.
 const BATCH: usize = 16;
 
 /// `REQ_*` (`include/linux/blk_types.h`).
@@ -104,6 +105,8 @@ impl EndIo for Completion {
 pub(crate) struct RawIo {
     bdev: Bdev,
     pages: KVec<Page>,
+    /// The blocks that are in the first pages because of [`RawIo::read_ahead`], until they are read.
+    ahead: KVec<Option<u64>>,
     progress: Arc<Progress>,
     // Last: bios refer to it.
     pool: BioPool<Completion>,
@@ -112,16 +115,22 @@ pub(crate) struct RawIo {
 impl RawIo {
     /// For the device `bdev`, which stays valid for as long as the result lives.
     pub(crate) fn new(bdev: Bdev) -> Result<Self> {
-        let mut pages = KVec::with_capacity(BATCH, GFP_KERNEL)?;
-        for _ in 0..BATCH {
+        Self::with_room(bdev, BATCH)
+    }
+
+    /// The same, with room for so many blocks at once.
+    pub(crate) fn with_room(bdev: Bdev, blocks: usize) -> Result<Self> {
+        let mut pages = KVec::with_capacity(blocks, GFP_KERNEL)?;
+        for _ in 0..blocks {
             pages.push(Page::new()?, GFP_KERNEL)?;
         }
         let progress = Arc::new(
             Progress { under_way: Gate::new(), failed: AtomicBool::new(false) },
             GFP_KERNEL,
         )?;
+        // A reserve, so that some always get on. More than that are waited for if there is no memory for them.
         let pool = BioPool::new(BATCH as u32, true, false)?;
-        Ok(Self { bdev, pages, progress, pool })
+        Ok(Self { bdev, pages, ahead: KVec::with_capacity(blocks, GFP_KERNEL)?, progress, pool })
     }
 
     /// Tells our writes from everybody else's.
@@ -163,6 +172,7 @@ impl RawIo {
         durability: Durability,
         mut next: impl FnMut(&mut Block) -> Option<u64>,
     ) -> Result {
+        self.ahead.clear();
         let opf = bindings::req_op_REQ_OP_WRITE | SYNC | META | durability.flags();
         let mut result = Ok(());
         loop {
@@ -196,12 +206,40 @@ impl RawIo {
 
     /// Reads a block into memory that the caller may change.
     pub(crate) fn read_mut(&mut self, block: u64) -> Result<&mut Block> {
+        self.ahead.clear();
         self.read(block)?;
         Ok(self.pages.get_mut(0).ok_or(EIO)?.block_mut())
     }
 
+    /// Reads blocks at once, as many as there is room for, so that [`RawIo::read`] has them when it comes to
+    /// them; each once, and not behind a write. If one of them fails it has none: it then reads them one by one, and
+    /// says itself which one it is.
+    pub(crate) fn read_ahead(&mut self, blocks: &[u64]) {
+        self.ahead.clear();
+        plug::plugged(|| {
+            for (page, block) in self.pages.iter().zip(blocks) {
+                self.start(Some(page), bindings::req_op_REQ_OP_READ | SYNC | META, *block);
+            }
+        });
+        if self.finish().is_err() {
+            return;
+        }
+        for (_, block) in self.pages.iter().zip(blocks) {
+            // There is room for one for each page.
+            let _ = self.ahead.push_within_capacity(Some(*block));
+        }
+    }
+
     /// Reads a block.
     pub(crate) fn read(&mut self, block: u64) -> Result<&Block> {
+        if let Some(i) = self.ahead.iter().position(|ahead| *ahead == Some(block)) {
+            if let Some(taken) = self.ahead.get_mut(i) {
+                *taken = None;
+            }
+            return Ok(self.pages.get(i).ok_or(EIO)?.block());
+        }
+        // Its page is the first.
+        self.ahead.clear();
         let page = self.pages.first().ok_or(EIO)?;
         self.start(Some(page), bindings::req_op_REQ_OP_READ | SYNC | META, block);
         self.finish()?;

@@ -7,7 +7,7 @@
 use cow_logic::abi::cow::{Geometry, GROUP_BLOCKS, GROUP_REGIONS, REGION_BLOCKS};
 use cow_logic::change_map::ChangeMap;
 use cow_logic::extents::FileExtent;
-use cow_logic::load::{self, Flaw, Source};
+use cow_logic::load::{self, Flaw, Groups, Source};
 use cow_logic::private_format::{
     encode_log, put, seal, Block, GroupWord, Kind, Root, RootState, ENVELOPE,
 };
@@ -156,12 +156,16 @@ fuzz_target!(|data: &[u8]| {
     }
     let changes = ChangeMap::new(blocks).expect("memory");
     let mut bad = Vec::new();
+    let mut by_slot = vec![0; layout.slot_count as usize];
     let added = load::read_changes(
         &mut disk,
         &root,
         NONCE,
         &layout,
-        &words,
+        Groups {
+            words: &words,
+            by_slot: &mut by_slot,
+        },
         &changes,
         |group| bad.push(group),
     );
@@ -171,7 +175,7 @@ fuzz_target!(|data: &[u8]| {
         |first: u64, len: u64| (first..(first + len).min(blocks)).all(|b| changes.is_marked(b));
     for group in bad {
         assert!(
-            all(group as u64 * GROUP_BLOCKS, GROUP_BLOCKS),
+            all(u64::from(group) * GROUP_BLOCKS, GROUP_BLOCKS),
             "a bad bitmap must count as changed"
         );
     }

@@ -300,8 +300,20 @@ fn reload(state: &mut State<'_>, seqid: u64) -> Result<Loaded, String> {
         root.state = RootState::Live;
     }
     let changes = ChangeMap::new(geometry.blocks()).map_err(|_| "no memory")?;
-    let added = load::read_changes(state, &root, nonce, &layout, &words, &changes, |_| {})
-        .map_err(says("bitmap"))?;
+    let mut by_slot = vec![0; layout.slot_count as usize];
+    let added = load::read_changes(
+        state,
+        &root,
+        nonce,
+        &layout,
+        load::Groups {
+            words: &words,
+            by_slot: &mut by_slot,
+        },
+        &changes,
+        |_| {},
+    )
+    .map_err(says("bitmap"))?;
     let file = extents_of(state, &root, nonce, &layout).map_err(says("extents"))?;
     match root.state {
         RootState::Live | RootState::Sealed => {}

@@ -9,6 +9,7 @@ mod decide;
 mod errno;
 mod extents;
 mod index;
+mod load;
 mod preserved;
 mod private;
 mod read_plan;
