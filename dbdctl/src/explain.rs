@@ -112,8 +112,8 @@ pub fn reason(info: &Info) -> &'static str {
                         over; the kernel log says which"
             }
             Errno::EBUSY => {
-                return "somebody was mounting or checking its filesystem; if it is not mounted yet, dbdctl destroy and the \
-                        same reload again may do"
+                return "somebody was mounting or checking its filesystem; if it is not mounted yet, dbdctl destroy and \
+                        the same reload again may do"
             }
             Errno::ENOENT => return "there is no such COW file",
             Errno::EINVAL => {
