@@ -129,7 +129,9 @@ pub fn reason(info: &Info) -> &'static str {
     match errno {
         Errno::EFBIG => "the COW file is full",
         Errno::ENODEV => "its filesystem was unmounted, or the disk is gone",
-        Errno::EMEDIUMTYPE => "its medium was exchanged, or written to from elsewhere, while it was not mounted",
+        Errno::EMEDIUMTYPE => {
+            "its medium was exchanged, or written to from elsewhere, while it was not mounted"
+        }
         Errno::ESTALE => "somebody else wrote to the COW file's blocks",
         Errno::EOPNOTSUPP => "an operation that leaves no old data to keep, such as a secure erase",
         other => other.desc(),

@@ -56,7 +56,10 @@ pub fn run(o: &Options) -> Result<()> {
     // docs/formats.md, private extension.
     let field = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
     let (nonce, bytes, roots) = (field(80), field(88), [field(96), field(104)]);
-    let layout = Geometry { origin_bytes: bytes }.private();
+    let layout = Geometry {
+        origin_bytes: bytes,
+    }
+    .private();
     let file = sys::open_write(&o.device, 0)?;
     for (number, block) in (layout.roots..).zip(roots) {
         let mut raw: Block = [0; 4096];
