@@ -101,6 +101,8 @@ mod mem;
 mod origin;
 mod params;
 mod peek;
+mod peek_overlay;
+mod peek_replay;
 mod proc;
 mod region_log;
 mod release;

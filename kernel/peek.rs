@@ -4,14 +4,18 @@
 //! A mount, even a read-only one, replays the journal and cleans up orphans. So the filesystem is mounted
 //! in the kernel, seen by nobody, from a read-only disk of ours that passes reads on, with the journal
 //! left alone. What was on disk at the last freeze (the COW file's header was) is found that way.
+//!
+//! Unless a power cut has torn a block on the way to it, of the directory say, which the replay would make
+//! good. Then the journal is replayed, in memory (`peek_replay.rs`).
 
 use crate::identity;
 use crate::origin::Origin;
+use crate::peek_replay::ReplayDisk;
 use crate::sys::{
     bdev::Bdev,
     bio::{HeldBio, Status},
     disk::{BioDisk, BioDriver, Kind},
-    errno::EBADMSG,
+    errno::{EBADMSG, EUCLEAN},
     raw_io::RawIo,
     superblock::PrivateMount,
     vfs::Place,
@@ -19,9 +23,12 @@ use crate::sys::{
 use kernel::{
     bindings,
     prelude::*,
-    str::CString,
+    str::{BStr, CString},
     sync::{Arc, ArcBorrow},
 };
+
+/// An option of ext4: what it finds damaged here must not become a panic, whatever its superblock says.
+const NO_PANIC: &CStr = c"errors=continue";
 
 /// Passes reads on to the origin.
 struct ReadOnly {
@@ -52,32 +59,75 @@ pub(crate) fn first_block(
     path: &CStr,
     block: &mut [u8; 4096],
 ) -> Result {
+    let result = without_replay(origin, minor, path, block);
+    let Err(e @ (EBADMSG | EUCLEAN | EIO)) = result else { return result };
+    // A power cut may have torn a block that is on the way. What was to be written there is in the journal.
+    pr_notice!(
+        "datto{}: the filesystem of {} is damaged as it is on disk (error {}): it is looked at with its journal \
+         replayed in memory\n",
+        minor,
+        BStr::from_bytes(path.to_bytes()),
+        e.to_errno()
+    );
+    match with_replay(origin, minor, path, block) {
+        Ok(()) => Ok(()),
+        Err(after) => {
+            pr_notice!("datto{}: nor is it found then (error {})\n", minor, after.to_errno());
+            Err(e)
+        }
+    }
+}
+
+/// Mounts what is on disk.
+fn without_replay(origin: &Arc<Origin>, minor: u32, path: &CStr, block: &mut [u8; 4096]) -> Result {
     let mut io = RawIo::new(origin.device())?;
     let fs_type = identity::fs_type(&mut io)?;
     let spare = identity::spare_super(&mut io)?;
     drop(io);
     let options: &[&CStr] = match fs_type.to_bytes() {
         b"xfs" => &[c"norecovery", c"nouuid"],
-        _ => &[c"noload"],
+        _ => &[c"noload", NO_PANIC],
     };
     let driver = Arc::new(
         ReadOnly { bdev: origin.device(), _origin: origin.clone() },
         GFP_KERNEL,
     )?;
-    let name = CString::try_from_fmt(fmt!("dattopeek{minor}"))?;
+    let (name, node) = names(minor)?;
     let sectors = origin.device().sectors();
     let disk = BioDisk::add(Kind::Snapshot, &name, origin.device(), sectors, driver)?;
-    let node = CString::try_from_fmt(fmt!("/dev/dattopeek{minor}"))?;
     let mut result = read(fs_type, &node, options, path, block);
     if let (Err(EBADMSG), Some(spare)) = (result, spare) {
         // A power cut has torn the superblock. What is looked for was there long before.
         let option = CString::try_from_fmt(fmt!("sb={spare}"))?;
-        result = read(fs_type, &node, &[c"noload", &option], path, block);
+        result = read(fs_type, &node, &[c"noload", NO_PANIC, &option], path, block);
     }
     // Removed while it is still open: the mount's own handle is only given back when this task returns
     // to user space. Who holds it finds it dead.
     drop(disk);
     result
+}
+
+/// Mounts what the disk will hold once its journal has been replayed, which is done in memory.
+fn with_replay(origin: &Arc<Origin>, minor: u32, path: &CStr, block: &mut [u8; 4096]) -> Result {
+    let fs_type = identity::fs_type(&mut RawIo::new(origin.device())?)?;
+    let option = match fs_type.to_bytes() {
+        b"xfs" => c"nouuid",
+        _ => NO_PANIC,
+    };
+    let (name, node) = names(minor)?;
+    let disk = ReplayDisk::add(origin, minor, &name)?;
+    let result = read(fs_type, &node, &[option], path, block);
+    // As above.
+    drop(disk);
+    result
+}
+
+/// The name of the disk, and the path of its node.
+fn names(minor: u32) -> Result<(CString, CString)> {
+    Ok((
+        CString::try_from_fmt(fmt!("dattopeek{minor}"))?,
+        CString::try_from_fmt(fmt!("/dev/dattopeek{minor}"))?,
+    ))
 }
 
 fn read(

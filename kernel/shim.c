@@ -166,28 +166,30 @@ void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
-/*
- * Copies @len bytes of @src (zeros when NULL) into @bio, @skip bytes behind its current position.
- * @src was not allocated from high memory, so its pages are mapped in a row.
- */
-void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
-		  struct page *src, unsigned int src_offset)
+/* Copies @len bytes at @from (zeros when NULL) into @bio, @skip bytes behind its current position. */
+void dbd_bio_give(struct bio *bio, unsigned int skip, unsigned int len, const u8 *from)
 {
 	struct bvec_iter iter = bio->bi_iter;
-	const char *from = src ? page_address(src) + src_offset : NULL;
 	struct bio_vec bv;
 
 	if (skip)
 		bio_advance_iter(bio, &iter, skip);
 	iter.bi_size = min(iter.bi_size, len);
 	__bio_for_each_segment(bv, bio, iter, iter) {
-		if (src) {
+		if (from) {
 			memcpy_to_bvec(&bv, from);
 			from += bv.bv_len;
 		} else {
 			memzero_bvec(&bv);
 		}
 	}
+}
+
+/* The same with @src, which was not allocated from high memory, so its pages are mapped in a row. */
+void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
+		  struct page *src, unsigned int src_offset)
+{
+	dbd_bio_give(bio, skip, len, src ? page_address(src) + src_offset : NULL);
 }
 
 /* @work is that of a delayed_work. */

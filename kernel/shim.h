@@ -27,6 +27,7 @@ bool dbd_writes_settle(struct block_device *bdev, unsigned int ms);
 void dbd_bio_inc_remaining(struct bio *bio);
 void dbd_bio_read(struct bio *bio, unsigned int skip, unsigned int len, u8 *to);
 void dbd_bio_set_dev(struct bio *bio, struct block_device *bdev);
+void dbd_bio_give(struct bio *bio, unsigned int skip, unsigned int len, const u8 *from);
 void dbd_bio_fill(struct bio *bio, unsigned int skip, unsigned int len,
 		  struct page *src, unsigned int src_offset);
 void dbd_flush_delayed(struct work_struct *work);

@@ -32,7 +32,7 @@ impl BioDriver for Node {
         }
     }
 
-    fn may_open(&self) -> Result {
+    fn may_open(&self, _for_writing: bool) -> Result {
         // Through the page cache a reader would only see EIO.
         if self.snapshot.is_dormant() {
             return Err(EBUSY);

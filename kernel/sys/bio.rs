@@ -140,6 +140,15 @@ impl<'a> BioRef<'a> {
         // SAFETY: The bio is valid; the C side ends at its size; the pages are held by the caller.
         unsafe { ffi::dbd_bio_fill(self.as_ptr(), skip, len, src, offset) }
     }
+
+    /// Puts `data` into the bio's buffers, `skip` bytes behind its start.
+    ///
+    /// `skip + data.len()` stays within the bio.
+    pub(crate) fn give(self, skip: u32, data: &[u8]) {
+        // SAFETY: The bio is valid; the C side ends at its size, and reads no more than `data` has. No bio is
+        // larger than its 32-bit size.
+        unsafe { ffi::dbd_bio_give(self.as_ptr(), skip, data.len() as u32, data.as_ptr()) }
+    }
 }
 
 /// A bio that we own for now: it must be resubmitted or ended, exactly once. Dropping ends it with

@@ -14,6 +14,9 @@ use kernel::{
     time::{Instant, Monotonic},
 };
 
+/// `BLK_OPEN_WRITE`, a cast macro that bindgen skips (`include/linux/blkdev.h`).
+const OPEN_WRITE: bindings::blk_mode_t = 1 << 1;
+
 /// What answers the bios of a disk.
 pub(crate) trait BioDriver: Send + Sync + 'static {
     /// Takes a bio. Called in the submitter's task, possibly inside another `submit_bio`: must not
@@ -21,7 +24,7 @@ pub(crate) trait BioDriver: Send + Sync + 'static {
     fn submit(this: ArcBorrow<'_, Self>, bio: HeldBio);
 
     /// Whether somebody may open the disk now; the error is what the opener gets.
-    fn may_open(&self) -> Result {
+    fn may_open(&self, _for_writing: bool) -> Result {
         Ok(())
     }
 }
@@ -54,7 +57,7 @@ unsafe extern "C" fn submit<T: BioDriver>(bio: *mut bindings::bio) {
 
 unsafe extern "C" fn open<T: BioDriver>(
     disk: *mut bindings::gendisk,
-    _mode: bindings::blk_mode_t,
+    mode: bindings::blk_mode_t,
 ) -> c_int {
     // SAFETY: As in `submit`; called under `open_mutex`, which guards `closing`.
     let data = unsafe { &*(*disk).private_data.cast::<DiskData<T>>() };
@@ -62,7 +65,7 @@ unsafe extern "C" fn open<T: BioDriver>(
     if unsafe { *data.closing.get() } {
         return ENXIO.to_errno();
     }
-    match data.driver.may_open() {
+    match data.driver.may_open(mode & OPEN_WRITE != 0) {
         Ok(()) => 0,
         Err(e) => e.to_errno(),
     }
@@ -84,6 +87,9 @@ impl<T: BioDriver> Fops<T> {
 pub(crate) enum Kind {
     /// `/dev/<name>`, read-only, without partitions, with the limits of the origin.
     Snapshot,
+    /// The same, but not marked read-only: a filesystem that is mounted read-only writes to it all the same, to
+    /// replay its journal.
+    Overlay,
     /// Hidden: no node, cannot be opened.
     Shadow,
 }
@@ -99,7 +105,7 @@ impl<T: BioDriver> BioDisk<T> {
         // SAFETY: The origin is valid; the functions only read its limits.
         let disk = from_err_ptr(unsafe {
             match kind {
-                Kind::Snapshot => ffi::dbd_alloc_snapshot_disk(origin.as_ptr()),
+                Kind::Snapshot | Kind::Overlay => ffi::dbd_alloc_snapshot_disk(origin.as_ptr()),
                 Kind::Shadow => ffi::dbd_alloc_shadow_disk(),
             }
         })?;

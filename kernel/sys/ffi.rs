@@ -29,6 +29,7 @@ extern "C" {
     pub(super) fn dbd_writes_settle(bdev: *mut bindings::block_device, ms: c_uint) -> bool;
     pub(super) fn dbd_bio_inc_remaining(bio: *mut bindings::bio);
     pub(super) fn dbd_bio_read(bio: *mut bindings::bio, skip: c_uint, len: c_uint, to: *mut u8);
+    pub(super) fn dbd_bio_give(bio: *mut bindings::bio, skip: c_uint, len: c_uint, from: *const u8);
     pub(super) fn dbd_bio_set_dev(bio: *mut bindings::bio, bdev: *mut bindings::block_device);
     pub(super) fn dbd_bio_fill(
         bio: *mut bindings::bio,

@@ -16,7 +16,7 @@ unsafe impl Send for OwnQueue {}
 unsafe impl Sync for OwnQueue {}
 
 impl OwnQueue {
-    fn new(name: &CStr, minor: u32) -> Result<Self> {
+    pub(crate) fn new(name: &CStr, minor: u32) -> Result<Self> {
         // SAFETY: `name` is NUL-terminated and only read during the call.
         NonNull::new(unsafe { ffi::dbd_alloc_workqueue(name.as_ptr().cast(), minor) })
             .map(Self)
