@@ -97,9 +97,10 @@ fn without_replay(origin: &Arc<Origin>, minor: u32, path: &CStr, block: &mut [u8
     let disk = BioDisk::add(Kind::Snapshot, &name, origin.device(), sectors, driver)?;
     let mut result = read(fs_type, &node, options, path, block);
     if let (Err(EBADMSG), Some(spare)) = (result, spare) {
-        // A power cut has torn the superblock. What is looked for was there long before.
+        // A power cut may have torn the superblock. What is looked for was there long before.
         let option = CString::try_from_fmt(fmt!("sb={spare}"))?;
-        result = read(fs_type, &node, &[c"noload", NO_PANIC, &option], path, block);
+        // If it is something else the first error says more: there need not even be a second group.
+        result = read(fs_type, &node, &[c"noload", NO_PANIC, &option], path, block).or(result);
     }
     // Removed while it is still open: the mount's own handle is only given back when this task returns
     // to user space. Who holds it finds it dead.
