@@ -27,8 +27,13 @@ FSTAB
 # Nobody logs in.
 ln -sf /dev/null "$root/etc/systemd/system/serial-getty@ttyS0.service"
 ln -sf /dev/null "$root/etc/systemd/system/getty@tty1.service"
-# Takes a minute of an emulated machine, and is for LVM.
-ln -sf /dev/null "$root/etc/systemd/system/e2scrub_reap.service"
+# What takes an emulated machine seconds in each boot, and is for others: LVM, foreign binaries, huge pages, timers.
+for unit in e2scrub_reap.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-pstore.service \
+    dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
+    sys-fs-fuse-connections.mount apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+    fstrim.timer; do
+    ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
 cat >"$root/usr/local/sbin/stage" <<'STAGE'
 #!/bin/bash
 # Runs what the control disk holds.
@@ -49,6 +54,8 @@ StandardError=file:/dev/ttyS1
 WantedBy=multi-user.target
 UNIT
 chroot "$root" systemctl enable stage.service
+# The first boot has nothing to do after an update.
+touch "$root/etc/.updated" "$root/var/.updated"
 rm -f "$state/debian.img"
 mke2fs -q -t ext4 -b 4096 -U 6b1d4bd5-6f6c-4a40-9a5c-0d1de3f5a001 -L root -d "$root" "$state/debian.img" "${IMAGE_MIB:-640}M"
 du -sxm "$root"

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{ensure, Context, Result};
 use cow_logic::private_format::{check, seal, Block, Kind, Root, RootState};
 use ioctl_abi::cow::Geometry;
+use nix::libc;
 
 use crate::sys;
 
@@ -60,10 +61,16 @@ pub fn run(o: &Options) -> Result<()> {
         origin_bytes: bytes,
     }
     .private();
-    let file = sys::open_write(&o.device, 0)?;
+    let file = match o.state {
+        Some(_) => sys::open_write(&o.device, 0)?,
+        // A device in use: the driver writes past the page cache, and a look must not count as a writer.
+        None => sys::open_read(&o.device, libc::O_DIRECT)?,
+    };
+    let mut buffer = sys::AlignedBuf::new(4096);
     for (number, block) in (layout.roots..).zip(roots) {
         let mut raw: Block = [0; 4096];
-        file.read_exact_at(&mut raw, block * 4096)?;
+        file.read_exact_at(&mut buffer, block * 4096)?;
+        raw.copy_from_slice(&buffer);
         let generation = check(&raw, Kind::Root, nonce, number)
             .with_context(|| format!("block {block} holds no good root of that file"))?;
         let mut root = Root::decode(&raw).context("a state that is not known")?;
@@ -78,6 +85,8 @@ pub fn run(o: &Options) -> Result<()> {
             file.write_all_at(&raw, block * 4096)?;
         }
     }
-    file.sync_all()?;
+    if o.state.is_some() {
+        file.sync_all()?;
+    }
     Ok(())
 }

@@ -104,6 +104,20 @@ wait_state() {
     fail "minor $1 stays in state $(info "$1" state) instead of $2; error $(info "$1" error)"
 }
 
+# wait_sealed DEVICE HEADER: the COW file of a device whose filesystem is gone is sealed some seconds later. HEADER
+# is a copy of the file's first block, made before.
+wait_sealed() {
+    local n
+    for n in $(seq $((100 * SLOW))); do
+        # Unreadable: just being written.
+        if dbdtest root-state "$1" "$2" >"$W/roots" 2>&1 && sort -n -k4 "$W/roots" | tail -1 | grep -q Sealed; then
+            return 0
+        fi
+        sleep 0.1
+    done
+    fail "not sealed: $(cat "$W/roots")"
+}
+
 # partition DISK SIZE...: partitions of these sizes (MiB, or sectors with an s).
 partition() {
     local disk=$1 size
