@@ -16,9 +16,9 @@ use kernel::sync::Arc;
 
 use crate::abi::ioctl::Extent;
 use crate::device::{Device, Live};
-use crate::device_point::{guard, origin_extents};
+use crate::device_point::origin_extents;
 use crate::device_status::AutoExpand;
-use crate::epoch::Epoch;
+use crate::device_transition::snapshot_epoch;
 use crate::free_at_point::free_at_point;
 use crate::logic::extents::FileExtent;
 use crate::logic::sizes::{mib_to_bytes, MIB};
@@ -233,18 +233,7 @@ impl Device {
         let gained = file.expand(add, reserve)?;
         let usable = usable(&gained, free, snapshot)?;
         let cow_extents = Arc::new(origin_extents(file.extents())?, GFP_KERNEL)?;
-        let epoch = KBox::new(
-            Epoch {
-                changes: live.changes.clone(),
-                previous: None,
-                log: live.log.clone(),
-                previous_log: None,
-                snapshot: Some(snapshot.clone()),
-                coming: None,
-                guard: guard(&[file.extents()])?,
-            },
-            GFP_KERNEL,
-        )?;
+        let epoch = snapshot_epoch(&live.changes, live.log.as_ref(), snapshot, file.extents())?;
         if let Some(log) = live.log.as_ref() {
             // What goes wrong ends the record, which says so itself.
             let bytes = file.size();

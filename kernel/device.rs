@@ -2,7 +2,8 @@
 //! One tracked device: its parts, its status, and what the engine and the filesystem tell it.
 //!
 //! The operations are in `device_setup.rs`, `device_reload.rs`, `device_transition.rs`,
-//! `device_destroy.rs` and `auto_expand.rs`; unmounts and mounts in `device_mount.rs`; the lock order is at the top of `devices.rs`.
+//! `device_destroy.rs` and `auto_expand.rs`; unmounts and mounts in `device_mount.rs`; the lock order is at the top of
+//! `devices.rs`.
 //!
 //! # References in a circle
 //!

@@ -45,6 +45,27 @@ pub(crate) fn incremental_epoch(
     )?)
 }
 
+/// The rules for writes while `snapshot` is at work and nothing before it counts any more. `cow` is its file.
+pub(crate) fn snapshot_epoch(
+    changes: &Arc<ChangeMap>,
+    log: Option<&Arc<Log>>,
+    snapshot: &Arc<Snapshot>,
+    cow: &[FileExtent],
+) -> Result<KBox<Epoch>> {
+    Ok(KBox::new(
+        Epoch {
+            changes: changes.clone(),
+            previous: None,
+            log: log.cloned(),
+            previous_log: None,
+            snapshot: Some(snapshot.clone()),
+            coming: None,
+            guard: guard(&[cow])?,
+        },
+        GFP_KERNEL,
+    )?)
+}
+
 /// Enters the blocks that received copies, in the map and on disk: they leave the COW file at `file`, and
 /// what is in them was never written by the filesystem. For the next snapshot they are changed blocks.
 fn mark_taken(

@@ -7,7 +7,10 @@
 /// A deliberate defect. The names are those of the module parameter `test_fault`. Its numbers from 101 on are
 /// others: what only a debug kernel can see (`sys/defects.rs`).
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(dattobd_test_faults), allow(dead_code, reason = "constructed in every build, compared only in test builds"))]
+#[cfg_attr(
+    not(dattobd_test_faults),
+    allow(dead_code, reason = "constructed in every build, compared only in test builds")
+)]
 pub(crate) enum Fault {
     /// `no_cow`: writes are never held back for their old data.
     NoCow,

@@ -30,21 +30,26 @@ impl Log {
             // find another superblock, as we have.
             this.other_medium(error);
             this.stopped.store(true, Ordering::Release);
-            pr_err!("a superblock is not what was written last: what else was changed from elsewhere is not known\n");
+            pr_err!(
+                "{}: a superblock is not what was written last: what else was changed from elsewhere is not known\n",
+                this.origin.name()
+            );
             return;
         }
         let poisoned = Self::poison(this, disk);
         // After the roots: now writes go unrecorded.
         this.stopped.store(true, Ordering::Release);
         pr_err!(
-            "changes are no longer recorded on disk (error {}): they are still tracked in memory, but \
+            "{}: changes are no longer recorded on disk (error {}): they are still tracked in memory, but \
              after a reboot or a crash the next backup must be a full one\n",
+            this.origin.name(),
             error.to_errno()
         );
         if let Err(e) = poisoned {
             pr_err!(
-                "that the record has ended could not be written to disk (error {}). It is tried again; until the \
+                "{}: that the record has ended could not be written to disk (error {}). It is tried again; until the \
                  kernel log says that it has been written do not reload this COW file after a reboot or a crash\n",
+                this.origin.name(),
                 e.to_errno()
             );
             Self::say_later(this);
@@ -73,7 +78,10 @@ impl Log {
         });
         drop(disk);
         match said {
-            Ok(()) => pr_info!("that the record of changes has ended is on disk now\n"),
+            Ok(()) => pr_info!(
+                "{}: that the record of changes has ended is on disk now\n",
+                this.origin.name()
+            ),
             Err(_) => Self::say_later(this),
         }
     }
@@ -114,7 +122,11 @@ impl Log {
             let poisoned = Self::poison(this, &mut disk);
             this.stopped.store(true, Ordering::Release);
             if let Err(e) = poisoned {
-                pr_warn!("the end of the tracking was not recorded: error {}\n", e.to_errno());
+                pr_warn!(
+                    "{}: the end of the tracking was not recorded: error {}\n",
+                    this.origin.name(),
+                    e.to_errno()
+                );
                 Self::say_later(this);
             }
         }

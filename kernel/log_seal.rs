@@ -93,7 +93,8 @@ impl Log {
             match self.write_copy_map(disk, snapshot) {
                 Ok(()) => {}
                 Err(e) => pr_warn!(
-                    "the snapshot will not be there after a reload (error {}); the change map will\n",
+                    "{}: the snapshot will not be there after a reload (error {}); the change map will\n",
+                    self.origin.name(),
                     e.to_errno()
                 ),
             }

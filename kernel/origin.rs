@@ -144,6 +144,11 @@ impl Origin {
         sb.is_on(&self.device)
     }
 
+    /// The path that it was opened by, for messages.
+    pub(crate) fn name(&self) -> &BStr {
+        show(&self.name)
+    }
+
     /// The device's number.
     pub(crate) fn dev(&self) -> u32 {
         self.device.dev()

@@ -97,8 +97,8 @@ pub(crate) struct OnDisk {
 #[pin_data]
 pub(crate) struct Log {
     bdev: Bdev,
-    /// Keeps `bdev` in memory.
-    _origin: Arc<Origin>,
+    /// Keeps `bdev` in memory; and for messages.
+    pub(crate) origin: Arc<Origin>,
     tracker: u64,
     origin_sectors: u64,
     held: Arc<Gate>,
@@ -476,7 +476,7 @@ impl Log {
             pin_init!(Self {
                 bdev,
                 roots,
-                _origin: origin,
+                origin,
                 tracker,
                 origin_sectors,
                 held,

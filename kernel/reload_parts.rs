@@ -14,7 +14,7 @@ use crate::cow_file::{CowFile, Layout, OriginPlace};
 use crate::device::{Device, Live};
 use crate::device_point::{guard, mark_all, origin_extents, private_extents};
 use crate::device_reload::ReloadRequest;
-use crate::device_transition::incremental_epoch;
+use crate::device_transition::{incremental_epoch, snapshot_epoch};
 use crate::epoch::Epoch;
 use crate::log_load::{CopyMap, Loaded};
 use crate::logic::change_map::ChangeMap;
@@ -160,18 +160,7 @@ impl Parts {
                     mark_all(&changes, Some(&log), file.extents());
                 }
             }
-            let epoch = KBox::new(
-                Epoch {
-                    changes: changes.clone(),
-                    previous: None,
-                    log: Some(log.clone()),
-                    previous_log: None,
-                    snapshot: Some(snapshot.clone()),
-                    coming: None,
-                    guard: guard(&[file.extents()])?,
-                },
-                GFP_KERNEL,
-            )?;
+            let epoch = snapshot_epoch(&changes, Some(&log), snapshot, file.extents())?;
             drop(device.switch(tracker, epoch)?.wait());
             if early.count() != 0 && snapshot.error().is_none() {
                 pr_err!(

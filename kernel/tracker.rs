@@ -475,8 +475,9 @@ impl Tracker {
             return Ok(());
         }
         pr_err!(
-            "writes that programs make to the block device itself did not end within {SETTLE_MS} ms: no \
-             snapshot was taken\n"
+            "{}: writes that programs make to the block device itself did not end within {SETTLE_MS} ms: no \
+             snapshot was taken\n",
+            self.origin.name()
         );
         Err(ETIMEDOUT)
     }
