@@ -15,7 +15,8 @@ help:
 	@echo "                     SLOW=4: on a machine on which everything takes so much longer"
 	@echo "make fuzz FUZZ_SECONDS=600  COW files and private blocks of any content, guided by coverage"
 	@echo "make test-debian     the packages in a Debian VM with systemd: install, reboots, crashes; KILLS=10: kills"
-	@echo "make test-packages   the packages in a chroot: install, both makers of an initramfs, upgrade, removal, DKMS"
+	@echo "make test-packages   the packages in a chroot: install, both makers of an initramfs, upgrade, removal, DKMS;"
+	@echo "                     and make install"
 	@echo "make powercut        cut the power at 200 places (N=...), no changed block may be missed after any"
 	@echo "                     QUICK=1: a few; SEED=...: other ones; FAULT=6: the counter-test"
 	@echo "make stress          hours under load, errors, memory pressure and hostile callers (HOURS=1); goes on where"
@@ -98,7 +99,7 @@ only-powercut:
 deb: module tools
 	@scripts/deb.sh $(TARGETS)
 
-# Installation, upgrade, removal, initramfs makers and DKMS, in a throw-away layer over the build chroot.
+# Installation, upgrade, removal, initramfs makers, DKMS and `make install`, in a throw-away layer over the build chroot.
 .PHONY: test-packages
 test-packages: deb
 	@tests/host/packages.sh $(FIRST)

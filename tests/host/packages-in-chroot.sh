@@ -150,4 +150,29 @@ fi
 modinfo -k "$KERNEL" -F vermagic dattobd | grep -q "^$KERNEL " || fail "DKMS did not install the module"
 quiet dpkg -P dattobd-dkms
 modinfo -k "$KERNEL" dattobd >/dev/null 2>&1 && fail "DKMS left the module"
+
+step "from source, without packages: make install"
+mkdir /root/source
+tar -C /dattobd --exclude=./target --exclude=./.git -cf - . | tar -C /root/source -xf -
+# Crates that a build has fetched before are not fetched again.
+quiet env CARGO_HOME=/cache/cargo make -C /root/source install "KDIR=/lib/modules/$KERNEL/build"
+grep -q 'systemctl enable dattobd-reload' "$log" || fail "it does not say what comes next"
+modinfo -k "$KERNEL" -F vermagic dattobd | grep -q "^$KERNEL " || fail "depmod does not know the module"
+[ "$(modinfo -k "$KERNEL" -n dattobd)" = "/lib/modules/$KERNEL/updates/dattobd.ko" ] ||
+    fail "the module is not where the README signs it"
+/usr/local/sbin/dbdctl --version
+/usr/local/sbin/update-img --version
+systemd-analyze verify /etc/systemd/system/dattobd-reload.service 2>&1 | grep dattobd && fail "the unit has mistakes"
+udevadm verify --no-style /etc/udev/rules.d/59-dattobd.rules || fail "the udev rule has mistakes"
+for file in man/man8/dbdctl.8 man/man8/update-img.8 bash-completion/completions/dbdctl zsh/site-functions/_dbdctl \
+    fish/vendor_completions.d/dbdctl.fish; do
+    [ -s "/usr/local/share/$file" ] || fail "no /usr/local/share/$file"
+done
+PATH=$PATH:/usr/local/sbin datto_reload --dry-run --wait 0
+quiet mkinitramfs -o /tmp/initrd.img "$KERNEL"
+lsinitramfs /tmp/initrd.img >/tmp/files
+has /tmp/files "${inside[@]}" scripts/local-premount/dattobd
+step "boot with its initramfs"
+boots /tmp/initrd.img
+announced
 exit 0
