@@ -57,7 +57,7 @@ demo: module tools
 	@scripts/stage-modules.sh $(FIRST)
 	@scripts/demo.sh
 
-test: build-every test-host test-vm test-crash test-stress
+test: build-every test-host test-vms test-stress
 
 # Both kernels must take the module, also where only the first one is booted.
 build-every:
@@ -73,28 +73,30 @@ FUZZ_SECONDS ?= 600
 fuzz: setup
 	@SEED=$(SEED) tests/host/fuzz.sh $(FIRST) $(FUZZ_SECONDS)
 
+READY_ON = scripts/build-module.sh $(1) faults && scripts/build-test-modules.sh $(1) && scripts/stage-modules.sh $(1) && \
+    scripts/vm-image.sh $(1)
+CASES_ON = DBD_TARGET=$(1) scripts/vm.sh test $(CASES)
 test-vm: module tools
-	@for t in $(TARGETS); do \
-	    scripts/build-module.sh $$t faults && scripts/build-test-modules.sh $$t && scripts/stage-modules.sh $$t && \
-	    scripts/vm-image.sh $$t && DBD_TARGET=$$t scripts/vm.sh test $(CASES) || exit 1; \
-	done
+	@for t in $(TARGETS); do $(call READY_ON,$$t) && $(call CASES_ON,$$t) || exit 1; done
 
 # The packages in a Debian with its own systemd, over reboots and crashes.
 DEBIAN = QUICK=$(QUICK) KILLS=$(KILLS) BOOTS=$(BOOTS) SEED=$(SEED) tests/debian/run.sh $(FIRST)
 test-debian: deb
 	@$(DEBIAN)
 
-# That and a few power cuts, side by side: one VM each, whose output comes when it is done.
-.PHONY: test-crash only-debian only-powercut
-test-crash: deb
-	@scripts/stage-modules.sh $(FIRST)
-	@scripts/vm-image.sh $(FIRST)
-	$(MAKE) --jobs=2 --output-sync=target QUICK=1 only-debian only-powercut
+# That, a few power cuts and the VM cases, side by side, two VMs at once in all; then the cases on the other kernels.
+.PHONY: test-vms only-debian only-powercut only-cases
+test-vms: deb
+	@$(call READY_ON,$(FIRST)) && tests/debian/image.sh $(FIRST)
+	DBD_LANES=2 $(MAKE) --jobs=3 QUICK=1 only-debian only-powercut only-cases
+	@for t in $(filter-out $(FIRST),$(TARGETS)); do $(call READY_ON,$$t) && $(call CASES_ON,$$t) || exit 1; done
 only-debian:
 	@$(DEBIAN)
-# The other one takes longer.
 only-powercut:
-	@nice -n 5 $(POWERCUT)
+	@$(POWERCUT)
+# A moment later: the two others take long in one piece each, and are to have their places first.
+only-cases:
+	@sleep 5; $(call CASES_ON,$(FIRST))
 
 deb: module tools
 	@scripts/deb.sh $(TARGETS)

@@ -10,6 +10,8 @@ virtme-ng wants 9p or virtiofs, which Debian's cloud kernels and Debian 12 lack.
 """
 
 import argparse
+import contextlib
+import fcntl
 import glob
 import os
 import re
@@ -85,6 +87,32 @@ def accel():
         f.write(choice)
     say(f"VMs run with {choice}")
     return choice
+
+
+@contextlib.contextmanager
+def place():
+    """One of the places for VMs: with DBD_LANES=N there are N of them for all programs that `make` runs side by side in
+    this checkout, so that a machine with two cores is never asked for more. Without it there is no limit."""
+    places = int(os.environ.get("DBD_LANES") or 0)
+    if not places:
+        yield
+        return
+    os.makedirs(f"{TOP}/target/lanes", exist_ok=True)
+    with contextlib.ExitStack() as files:
+        locks = [files.enter_context(open(f"{TOP}/target/lanes/{n}", "w", encoding="utf-8")) for n in range(places)]
+        while not any(taken(lock) for lock in locks):
+            time.sleep(0.2)
+        # Closing the file gives the place back, however this program ends.
+        yield
+
+
+def taken(lock):
+    """Whether the lock is ours now."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def size_of(text):
@@ -329,11 +357,12 @@ def run_tests(options):
 
     def work():
         while True:
-            with lock:
-                if not split:
-                    return
-                needs, names = split.pop(0)
-            one_vm(needs, names)
+            with place():
+                with lock:
+                    if not split:
+                        return
+                    needs, names = split.pop(0)
+                one_vm(needs, names)
 
     def one_vm(needs, names):
         limits = {name: limit_of(name) for name in names}

@@ -271,6 +271,11 @@ def main():
     if KILLS and (text := passed_before()):
         say(f"passed before:\n{text}".rstrip())
         return
+    with vm.place():
+        run_stages()
+
+
+def run_stages():
     shutil.rmtree(LOGS, ignore_errors=True)
     started = time.monotonic()
     stage, log = "set-up", LOGS
