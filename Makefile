@@ -119,7 +119,7 @@ test-powercut:
 # Debian VM KILLS times.
 N ?= $(if $(QUICK),5,200)
 SEED ?= 1
-POWERCUT = scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 0 --rounds 1) \
+POWERCUT = scripts/powercut.sh --cuts $(N) --seed $(SEED) $(if $(QUICK),--fs ext4 --again 0 --rounds 1 --lives 2) \
     $(if $(FAULT),--fault $(FAULT) --work /dattobd/target/powercut-fault)
 powercut: KILLS ?= 10
 powercut: module tools $(if $(QUICK)$(FAULT),,deb)

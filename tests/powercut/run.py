@@ -142,7 +142,8 @@ class Run:
         # Results and recordings count only for what they were made with.
         self.digest = digest_of(used) + (f"-fault{options.fault}" if options.fault else "") \
             + ("-plain" if options.no_module else "") + (f"-lies{options.lies}" if options.lies else "") \
-            + (f"-{options.fs}" if options.fs else "") + (f"-{options.rounds}" if options.rounds != 2 else "")
+            + (f"-{options.fs}" if options.fs else "") + (f"-{options.rounds}" if options.rounds != 2 else "") \
+            + (f"-{options.lives}" if options.lives != 4 else "")
         self.results_path = os.path.join(self.work, "results.jsonl")
         # The recording that a cut is made of.
         self.source_of = {}
@@ -231,7 +232,7 @@ class Run:
         self.empty(folder, disk_img=DISK, log=0, scratch_img=SCRATCH, images_img=(self.o.rounds + 1) * SIZE)
         start = time.monotonic()
         seed = random.Random(f"{self.o.seed}/{fs}/{number}").randrange(1, 30000)
-        lives = [f"{fs} {seed} {life}" for life in (1, 2, 3, 4)]
+        lives = [f"{fs} {seed} {life}" for life in range(1, self.o.lives + 1)]
         good, ignored, lines = self.record(folder, lives[:1] if self.o.no_module else lives, fs, folder, number)
         seconds = time.monotonic() - start
         if good == 0:
@@ -335,7 +336,11 @@ class Run:
 
     def scenario(self, number):
         """What the cut `number` hits."""
-        return "plain" if self.o.no_module else WHEEL[number // (1 if self.o.fs else 2) % len(WHEEL)]
+        if self.o.no_module:
+            return "plain"
+        # Without what was not to be recorded.
+        wheel = [s for s in WHEEL if (s != "again" or self.o.again) and (s != "reset" or self.o.lives == 4)]
+        return wheel[number // (1 if self.o.fs else 2) % len(wheel)]
 
     def choose(self, number, source):
         """Where and how the cut `number` is made."""
@@ -550,7 +555,7 @@ class Run:
                 continue
             sources = [main]
             if not self.o.no_module:
-                failed += main.note["lives"] != 4
+                failed += main.note["lives"] != self.o.lives
                 again = [self.again(main, k) for k in range(self.o.again)]
                 failed += again.count(None)
                 sources += filter(None, again)
@@ -595,6 +600,7 @@ def main():
     p.add_argument("--cuts", type=int, default=200)
     p.add_argument("--each", type=int, default=50, help="cuts of one recording")
     p.add_argument("--rounds", type=int, default=2, help="increments in a recording")
+    p.add_argument("--lives", type=int, default=4, choices=(2, 4), help="2: without the reset, and what comes after it")
     p.add_argument("--again", type=int, default=2,
                    help="cuts of one recording whose reload, mount and new life are recorded and cut again")
     p.add_argument("--seed", default="1")
@@ -612,7 +618,8 @@ def main():
     if options.fresh:
         shutil.rmtree(options.work, ignore_errors=True)
     vm.sweep()
-    sys.exit(Run(options).run())
+    with vm.place():
+        sys.exit(Run(options).run())
 
 
 if __name__ == "__main__":
