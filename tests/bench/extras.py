@@ -130,4 +130,4 @@ before each operation. "-": left out, as the copies (10 % of 1 TiB) would take l
 with as much to write back."""
 
 PLAIN = """In the VM that counts instructions a second is 10⁹ of them, waiting included; requests take 10 microseconds there.
-`update-img` and `dd` are timed with their start from a cold cache, which counts for much at so few MiB."""
+`update-img` and `dd` are timed with their start, which counts for much at so few MiB. The data is in no cache, the programs are."""
