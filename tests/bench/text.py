@@ -18,9 +18,6 @@ BIO = ("each read is cloned, and the clone goes through the block layer once mor
        "many as dm-snapshot adds (1730). 0.95 leaves 600 for the second way through submission and completion, for the clone, "
        "and for the look at the maps before and after")
 BOUNDS = {
-    ("seqwrite", "snapshot-first", "wall"): "not explained yet. 32 requests that are made once, three transfers for each, against "
-    "512 of the bare device. It differs from day to day: on this one the module of 7291589 gave 0.17 as well, in a run of its own "
-    "before 0.22 to 0.25. It is not the VM's first use of the host's memory: 0.16 with all of that allocated before",
     ("randwrite-qd1", "incremental"): MARKS,
     ("randwrite-qd32", "incremental"): MARKS,
     ("seqwrite", "incremental"): MARKS,
@@ -92,7 +89,8 @@ p50 / p99 / p99.9 in microseconds, wall time, medians of the repetitions.
 
 * **Loads**, by fio, direct I/O, on a file of ext4 (4 KiB blocks) that was written once before: `randwrite-qd1` and
   `randwrite-qd32` (4 KiB), `seqwrite` (1 MiB, four under way), `randread` (4 KiB, 32 under way), all of which touch each block of
-  the file once in a pass. `snapread-seq` (1 MiB, four under way) and `snapread-rand` (4 KiB, 32 under way) read the snapshot
+  the file once. Sequential ones have a file of 128 MiB by instructions and 512 MiB by wall time (128 with `QUICK=1`), and buffers of
+  zeros: as much as the other loads write takes them no longer than fio takes to start. `snapread-seq` (1 MiB, four under way) and `snapread-rand` (4 KiB, 32 under way) read the snapshot
   device where the file lies, with nothing changed; `snapread-seq-half` with every other MiB changed,
   `snapread-seq-every-other` with every other block changed. These are compared with reads of the same part of the bare device.
 * **Subjects.** `incremental`: tracked, no snapshot. `snapshot-first`: first overwrites of a snapshot just taken; for
@@ -103,7 +101,8 @@ p50 / p99 / p99.9 in microseconds, wall time, medians of the repetitions.
   first ones: of a new snapshot, in a new era. A load touches every block of the file in the end, which suits large chunks: one
   copy of 64 KiB then serves sixteen random writes.
 * **Bare device**: the same filesystem and file, the module not loaded, no device mapper. What was measured between two of
-  its measurements that differ by more than 15 % is repeated, twice at most.
+  its measurements that differ by more than 15 % is repeated, twice at most. By wall time each repetition measures `engine`'s,
+  `reads`' and `costs`' loads three times, the bare device in between: one of them says little, as bare ones differ by 5 %, too.
 * **Disks are in memory**, as first overwrites turn one write into a read and two writes: the ratios only mean something when a read
   costs no more than a write.
   *By wall time* they are virtio disks whose images lie in the host's memory, allocated beforehand, so that the disk's

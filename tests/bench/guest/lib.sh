@@ -4,10 +4,11 @@
 # tests/bench/results.py makes ratios of them.
 #
 # BY: wall, or instructions (one CPU that executes an instruction each nanosecond, and `dbdtest spin` in the
-# background, which counts what nobody uses). FILE_MIB: how much the loads write or read. PASSES: how often
-# a load that may do its work more than once does it. TRIES: how often noisy measurements are made.
+# background, which counts what nobody uses). FILE_MIB: how much the loads write or read; SEQ_MIB: sequential ones,
+# which need more of it to take long beside fio's own start. SAMPLES: how often what varies is measured. TRIES: how
+# often a noisy measurement is made.
 set -Eeuo pipefail
-BY=${BY:-wall} FILE_MIB=${FILE_MIB:-64} PASSES=${PASSES:-4} TRIES=${TRIES:-3}
+BY=${BY:-wall} FILE_MIB=${FILE_MIB:-64} SEQ_MIB=${SEQ_MIB:-128} SAMPLES=${SAMPLES:-1} TRIES=${TRIES:-3}
 M=/mnt/bench
 W=/run/bench
 OUT=/results/bench.jsonl
@@ -33,34 +34,35 @@ quiet() {
 start() {
     echo never >/sys/kernel/mm/transparent_hugepage/enabled
     [ "$BY" = instructions ] || return 0
-    insmod /t/bin/dbd_benchdisk.ko disks=3 size_mib="$((FILE_MIB * 3 + 64))"
+    insmod /t/bin/dbd_benchdisk.ko disks=3 size_mib="$(((FILE_MIB > SEQ_MIB ? FILE_MIB : SEQ_MIB) * 3 + 64))"
     DISK=/dev/benchdisk0 SECOND=/dev/benchdisk1 THIRD=/dev/benchdisk2
 }
 
-# The part of fio's command line that makes a load; sets LIMIT to the bytes of one pass.
+# The part of fio's command line that makes a load. Buffers of 1 MiB are not filled with random data: that takes
+# longer than to write them, and counts.
 load_options() {
     case $1 in
     first-touch) OPTIONS=(--rw=write:4092k --bs=4k --ioengine=psync "--io_size=${FILE_MIB}k") ;;
     randwrite-qd1*) OPTIONS=(--rw=randwrite --bs=4k --ioengine=psync) ;;
     randwrite-qd32*) OPTIONS=(--rw=randwrite --bs=4k --ioengine=libaio --iodepth=32) ;;
-    seqwrite) OPTIONS=(--rw=write --bs=1M --ioengine=libaio --iodepth=4) ;;
+    seqwrite) OPTIONS=(--rw=write --bs=1M --ioengine=libaio --iodepth=4 --zero_buffers) ;;
     randread* | snapread-rand) OPTIONS=(--rw=randread --bs=4k --ioengine=libaio --iodepth=32) ;;
     snapread-seq*) OPTIONS=(--rw=read --bs=1M --ioengine=libaio --iodepth=4) ;;
     *) fail "no load $1" ;;
     esac
 }
 
-# measure SUBJECT LOAD TARGET [PASSES] [DRAIN: a minor] [OFFSET, bytes]: runs the load on a file or device, and
-# notes what it took. Each pass touches each block once.
+# measure SUBJECT LOAD TARGET [DRAIN: a minor] [OFFSET, bytes]: runs the load on a file or device, touching each
+# block once, and notes what it took.
 measure() {
-    local subject=$1 load=$2 target=$3 passes=${4:-1} drain=${5:-} offset=${6:-0}
+    local subject=$1 load=$2 target=$3 drain=${4:-} offset=${5:-0}
     local before after b0 b a z seconds drained busy took
     load_options "$load"
     rm -f "$W/before" "$W/after" "$W/fio"
     quiet
     # Both looks at the clock happen in fio's own process, right before and after its requests: its start
     # and its summing up are not in between. The first one is taken twice: the difference is what a look costs.
-    fio --name=b --filename="$target" --size="${FILE_MIB}M" --offset="$offset" --loops="$passes" --direct=1 \
+    fio --name=b --filename="$target" --size="${FILE_MIB}M" --offset="$offset" --direct=1 \
         --randseed=7 --allow_file_create=0 --overwrite=1 --invalidate=0 --fallocate=none --thread \
         --output-format=json --output="$W/fio" "${OPTIONS[@]}" \
         --exec_prerun="/t/bench/clock $W/before $BY start" \
@@ -103,11 +105,20 @@ again_if_noisy() {
     done
 }
 
-# A filesystem of 4 KiB blocks with one file, whose every block has been written.
+# samples COMMAND...: as often as SAMPLES says; each of them again if noisy.
+samples() {
+    local n
+    for n in $(seq "$SAMPLES"); do
+        again_if_noisy "$@"
+    done
+}
+
+# A filesystem of 4 KiB blocks with one file, whose every block has been written. All that the filesystem keeps
+# lies at its start (-G, no copies of the superblock), so that the file can lie in one piece.
 make_origin() {
     local dev=$1
     wipefs -qa "$dev"
-    mkfs.ext4 -q -F -b 4096 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$dev"
+    mkfs.ext4 -q -F -b 4096 -G 256 -O sparse_super2 -E num_backup_sb=0,nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$dev"
     mount -o noatime "$dev" "$M"
     fallocate -l "${FILE_MIB}M" "$M/file"
     dd if=/dev/zero of="$M/file" bs=1M count="$FILE_MIB" oflag=direct conv=notrunc status=none
