@@ -12,15 +12,10 @@
 
 use super::abi::ioctl::Extent;
 use super::lazy::{Content, Lazy};
-use super::mem::{AllocError, Context, Slots, WORDS};
+use super::leaf::{index, mask, Leaf, LEAF_BLOCKS};
+use super::mem::{AllocError, Context, Slots};
 use super::sync::{fence, AtomicU64, Ordering};
 use core::mem::size_of;
-
-/// A page of bits; bit `b` of word `w` is block `64 * w + b` of the leaf.
-type Leaf = [AtomicU64; WORDS];
-
-/// Blocks that one leaf covers.
-const LEAF_BLOCKS: u64 = WORDS as u64 * 64;
 
 /// See the module's description.
 pub struct ChangeMap {
@@ -30,18 +25,6 @@ pub struct ChangeMap {
     /// Leaves that hold memory.
     leaves: AtomicU64,
     root: Slots<Lazy<Leaf>>,
-}
-
-/// The bits `from..to` of a word, for `from < to <= 64`.
-fn mask(from: u64, to: u64) -> u64 {
-    let low = u64::MAX.wrapping_shl(from as u32);
-    let high = u64::MAX.wrapping_shr(64u64.saturating_sub(to) as u32);
-    low & high
-}
-
-/// `x` as an index. Nothing is lost on the only target, x86-64; elsewhere the index is out of range.
-fn index(x: u64) -> usize {
-    usize::try_from(x).unwrap_or(usize::MAX)
 }
 
 /// Sets the bits `from..to` (`from < to <= LEAF_BLOCKS`) and returns how many were not set before.

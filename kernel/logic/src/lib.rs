@@ -39,6 +39,7 @@ pub mod extents;
 pub mod index;
 pub mod index_page;
 pub mod lazy;
+mod leaf;
 pub mod load;
 pub mod preserved;
 pub mod private_format;

@@ -17,6 +17,7 @@
 //! before.
 
 use super::lazy::{Content, Lazy};
+use super::leaf::index;
 use super::mem::{AllocError, Context, Slots, WORDS};
 use super::sync::{AtomicU64, Ordering};
 
@@ -52,11 +53,6 @@ pub struct Space {
     high_water: AtomicU64,
     total: AtomicU64,
     used: AtomicU64,
-}
-
-/// `x` as an index. Nothing is lost on the only target, x86-64; elsewhere the index is out of range.
-fn index(x: u64) -> usize {
-    usize::try_from(x).unwrap_or(usize::MAX)
 }
 
 impl Space {
