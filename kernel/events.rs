@@ -8,7 +8,7 @@ use kernel::str::CString;
 use kernel::sync::{Arc, SetOnce};
 use kernel::workqueue::Queue;
 
-use crate::sys::control_queue::ControlQueue;
+use crate::sys::queues::OwnQueue;
 use crate::sys::kobject::EventSource;
 
 /// What the engine tells a device. Any context: all of these only note it and queue work.
@@ -41,7 +41,7 @@ pub(crate) trait UnmountHandler: Send + Sync {
 
 /// Where reports go, shared by all devices.
 pub(crate) struct Outlet {
-    queue: ControlQueue,
+    queue: OwnQueue,
     source: SetOnce<EventSource>,
 }
 
@@ -49,7 +49,7 @@ impl Outlet {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
-                queue: ControlQueue::new()?,
+                queue: OwnQueue::control()?,
                 source: SetOnce::new(),
             },
             GFP_KERNEL,

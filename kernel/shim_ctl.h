@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What shim_ctl.c offers to kernel/sys/{module,procfs,control_queue}.rs. */
+/* What shim_ctl.c offers to kernel/sys/{module,procfs,queues}.rs. */
 #ifndef DATTOBD_SHIM_CTL_H
 #define DATTOBD_SHIM_CTL_H
 

@@ -14,6 +14,7 @@ extern "C" {
         name: *const c_char,
         minor: c_uint,
     ) -> *mut bindings::workqueue_struct;
+    pub(super) fn dbd_alloc_control_queue() -> *mut bindings::workqueue_struct;
     pub(super) fn dbd_alloc_snapshot_disk(
         origin: *mut bindings::block_device,
     ) -> *mut bindings::gendisk;

@@ -6,7 +6,6 @@ pub(crate) mod bdev;
 pub(crate) mod bio;
 pub(crate) mod bio_pool;
 pub(crate) mod block_device;
-pub(crate) mod control_queue;
 #[cfg(dattobd_test_faults)]
 mod defects;
 pub(crate) mod delayed;

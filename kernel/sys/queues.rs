@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Work queues of one tracked device.
+//! Work queues: those of one tracked device, and that of the control side.
 
 use super::ffi;
 use core::ptr::NonNull;
 use kernel::{bindings, prelude::*, workqueue::Queue};
 
-/// A work queue of our own, with a rescuer.
+/// A work queue of our own.
 ///
 /// Must not be dropped by one of its own work items: destroying waits for them.
 pub(crate) struct OwnQueue(NonNull<bindings::workqueue_struct>);
@@ -16,9 +16,18 @@ unsafe impl Send for OwnQueue {}
 unsafe impl Sync for OwnQueue {}
 
 impl OwnQueue {
+    /// One for I/O: it has a rescuer. `name` and the minor are what it is called.
     pub(crate) fn new(name: &CStr, minor: u32) -> Result<Self> {
         // SAFETY: `name` is NUL-terminated and only read during the call.
         NonNull::new(unsafe { ffi::dbd_alloc_workqueue(name.as_ptr().cast(), minor) })
+            .map(Self)
+            .ok_or(ENOMEM)
+    }
+
+    /// One for what may wait for filesystems: reports, growing COW files, letting go of unmounted devices.
+    pub(crate) fn control() -> Result<Self> {
+        // SAFETY: No preconditions; may sleep.
+        NonNull::new(unsafe { ffi::dbd_alloc_control_queue() })
             .map(Self)
             .ok_or(ENOMEM)
     }
@@ -29,7 +38,8 @@ impl OwnQueue {
         unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
 
-    /// Waits for all work queued so far. May sleep; not from one of its work items.
+    /// Waits for all work queued so far, until its functions have returned. May sleep; not from one
+    /// of its work items.
     pub(crate) fn flush(&self) {
         // SAFETY: The queue is valid.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) }
