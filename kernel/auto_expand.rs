@@ -18,7 +18,7 @@ use crate::abi::ioctl::Extent;
 use crate::device::{Device, Live};
 use crate::device_point::origin_extents;
 use crate::device_status::AutoExpand;
-use crate::device_transition::snapshot_epoch;
+use crate::device_transition::steady_epoch;
 use crate::free_at_point::free_at_point;
 use crate::logic::extents::FileExtent;
 use crate::logic::sizes::{mib_to_bytes, MIB};
@@ -233,8 +233,9 @@ impl Device {
         let gained = file.expand(add, reserve)?;
         let usable = usable(&gained, free, snapshot)?;
         let cow_extents = Arc::new(origin_extents(file.extents())?, GFP_KERNEL)?;
-        let epoch = snapshot_epoch(&live.changes, live.log.as_ref(), snapshot, file.extents())?;
-        if let Some(log) = live.log.as_ref() {
+        let log = live.log.as_ref();
+        let epoch = steady_epoch(&live.changes, log, Some(snapshot), file.extents())?;
+        if let Some(log) = log {
             // What goes wrong ends the record, which says so itself.
             let bytes = file.size();
             let _ = Log::update_extents(log, file.extents(), |root| root.file_bytes = bytes);

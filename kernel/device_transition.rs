@@ -25,11 +25,13 @@ use crate::snapshot_disk::SnapshotDisk;
 use crate::tracker::Tracker;
 use core::sync::atomic::Ordering;
 
-/// The rules for writes in incremental mode.
-pub(crate) fn incremental_epoch(
+/// The rules for writes while nothing is in transition: with `snapshot` at work, or in incremental mode.
+/// Writes to `guarded`, which is the COW file or what of it is ours, are noticed.
+pub(crate) fn steady_epoch(
     changes: &Arc<ChangeMap>,
     log: Option<&Arc<Log>>,
-    private: &[FileExtent],
+    snapshot: Option<&Arc<Snapshot>>,
+    guarded: &[FileExtent],
 ) -> Result<KBox<Epoch>> {
     Ok(KBox::new(
         Epoch {
@@ -37,30 +39,9 @@ pub(crate) fn incremental_epoch(
             previous: None,
             log: log.cloned(),
             previous_log: None,
-            snapshot: None,
+            snapshot: snapshot.cloned(),
             coming: None,
-            guard: guard(&[private])?,
-        },
-        GFP_KERNEL,
-    )?)
-}
-
-/// The rules for writes while `snapshot` is at work and nothing before it counts any more. `cow` is its file.
-pub(crate) fn snapshot_epoch(
-    changes: &Arc<ChangeMap>,
-    log: Option<&Arc<Log>>,
-    snapshot: &Arc<Snapshot>,
-    cow: &[FileExtent],
-) -> Result<KBox<Epoch>> {
-    Ok(KBox::new(
-        Epoch {
-            changes: changes.clone(),
-            previous: None,
-            log: log.cloned(),
-            previous_log: None,
-            snapshot: Some(snapshot.clone()),
-            coming: None,
-            guard: guard(&[cow])?,
+            guard: guard(&[guarded])?,
         },
         GFP_KERNEL,
     )?)
@@ -197,7 +178,7 @@ impl Device {
         let tracker = live.tracker.as_ref().ok_or(EINVAL)?;
         let private = private_extents(file.extents(), live.geometry)?;
         let cow_extents = Arc::new(origin_extents(&private)?, GFP_KERNEL)?;
-        let epoch = incremental_epoch(&live.changes, live.log.as_ref(), &private)?;
+        let epoch = steady_epoch(&live.changes, live.log.as_ref(), None, &private)?;
         let old = self.switch(tracker, epoch)?;
         // The point of no return.
         self.step("ending the snapshot");
@@ -286,7 +267,7 @@ impl Device {
             return Err(EINVAL);
         }
         let private = private_extents(file.extents(), live.geometry)?;
-        let retreat = incremental_epoch(&live.changes, live.log.as_ref(), &private)?;
+        let retreat = steady_epoch(&live.changes, live.log.as_ref(), None, &private)?;
         let wanted = Wanted {
             cow,
             fallocated_mib,

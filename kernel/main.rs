@@ -37,6 +37,8 @@ mod logic {
     pub mod index_page;
     #[path = "src/lazy.rs"]
     pub mod lazy;
+    #[path = "src/leaf.rs"]
+    mod leaf;
     #[path = "src/load.rs"]
     pub mod load;
     #[path = "src/preserved.rs"]

@@ -14,7 +14,7 @@ use crate::cow_file::{CowFile, Layout, OriginPlace};
 use crate::device::{Device, Live};
 use crate::device_point::{guard, mark_all, origin_extents, private_extents};
 use crate::device_reload::ReloadRequest;
-use crate::device_transition::{incremental_epoch, snapshot_epoch};
+use crate::device_transition::steady_epoch;
 use crate::epoch::Epoch;
 use crate::log_load::{CopyMap, Loaded};
 use crate::logic::change_map::ChangeMap;
@@ -118,7 +118,7 @@ impl Parts {
     /// The rules until the snapshot is at work: all is tracked and recorded, in `early` too. For an incremental
     /// they are those that stay.
     pub(crate) fn first_rules(&self, early: &Arc<ChangeMap>) -> Result<KBox<Epoch>> {
-        let mut epoch = incremental_epoch(&self.changes, Some(&self.log), &self.private)?;
+        let mut epoch = steady_epoch(&self.changes, Some(&self.log), None, &self.private)?;
         if let Some(snapshot) = &self.snapshot {
             epoch.previous = Some(early.clone());
             epoch.coming = Some(snapshot.clone());
@@ -160,7 +160,7 @@ impl Parts {
                     mark_all(&changes, Some(&log), file.extents());
                 }
             }
-            let epoch = snapshot_epoch(&changes, Some(&log), snapshot, file.extents())?;
+            let epoch = steady_epoch(&changes, Some(&log), Some(snapshot), file.extents())?;
             drop(device.switch(tracker, epoch)?.wait());
             if early.count() != 0 && snapshot.error().is_none() {
                 pr_err!(
