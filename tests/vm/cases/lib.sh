@@ -104,15 +104,17 @@ wait_state() {
     fail "minor $1 stays in state $(info "$1" state) instead of $2; error $(info "$1" error)"
 }
 
-# wait_sealed DEVICE HEADER: the COW file of a device whose filesystem is gone is sealed some seconds later. HEADER
-# is a copy of the file's first block, made before.
+# is_sealed DEVICE HEADER: the COW file is sealed. HEADER is a copy of its first block, made before.
+is_sealed() {
+    # Unreadable: just being written.
+    dbdtest root-state "$1" "$2" >"$W/roots" 2>&1 && sort -n -k4 "$W/roots" | tail -1 | grep -q Sealed
+}
+
+# wait_sealed DEVICE HEADER: as it is some seconds after the filesystem has gone.
 wait_sealed() {
     local n
     for n in $(seq $((100 * SLOW))); do
-        # Unreadable: just being written.
-        if dbdtest root-state "$1" "$2" >"$W/roots" 2>&1 && sort -n -k4 "$W/roots" | tail -1 | grep -q Sealed; then
-            return 0
-        fi
+        ! is_sealed "$1" "$2" || return 0
         sleep 0.1
     done
     fail "not sealed: $(cat "$W/roots")"
