@@ -163,5 +163,5 @@ run dbdtest files-check $LOG $PROD/work
 umount $PROD
 run e2fsck -fn $DISK
 run rmmod dattobd
-if dmesg | grep -qE 'BUG:|WARNING:|Oops|Call Trace'; then failed "the kernel log has warnings"; fi
+if grep -qE 'BUG:|WARNING:|Oops|Call Trace' <<<"$(dmesg)"; then failed "the kernel log has warnings"; fi
 bold "The demo has passed."

@@ -128,7 +128,7 @@ if [ -e "$bundle" ]; then
     for word in "no module for no-such-kernel" "$KERNEL"; do
         grep -qF "$word" "$log" || fail "the error is not clear: $(cat "$log")"
     done
-    "$install" --help | grep -qF "$KERNEL" || fail "no help"
+    grep -qF "$KERNEL" <<<"$("$install" --help)" || fail "no help"
     quiet unshare --net "$install" "$KERNEL"
     modinfo -k "$KERNEL" dattobd >/dev/null || fail "the bundle did not install the module"
     quiet dpkg -P dattobd-tools "dattobd-modules-$KERNEL"

@@ -10,12 +10,12 @@ synced_file() { head -c $((4096 + $2 * 7919 % 60000)) < <(yes "synced file $2 of
 # torn any block of several sectors: its recovery leaves a block alone whose first sector is the newer one, and then
 # finds the checksum wrong. The host knows whether anything was torn.
 mount_it() {
-    if [ "$1" = ext4 ] && LC_ALL=C dumpe2fs -h "$2" 2>&1 | grep -q 'checksum does not match'; then
+    if [ "$1" = ext4 ] && grep -q 'checksum does not match' <<<"$(LC_ALL=C dumpe2fs -h "$2" 2>&1)"; then
         echo "result repaired=1"
         e2fsck -fy "$2" >"$W/repair" 2>&1 || [ $? -le 1 ] || { cat "$W/repair"; fail "the repair has failed"; }
     fi
     mount -o discard "$2" "$M" 2>"$W/refused" && return
-    if [ "$1" = xfs ] && dmesg | tail -40 | grep -qE 'log mount/recovery failed: error -(74|117)'; then
+    if [ "$1" = xfs ] && grep -qE 'log mount/recovery failed: error -(74|117)' <<<"$(dmesg | tail -40)"; then
         echo "result repaired=1"
         xfs_repair -L "$2" >"$W/repair" 2>&1 || { cat "$W/repair"; fail "the repair has failed"; }
         mount -o discard "$2" "$M"
