@@ -14,11 +14,13 @@ void dbd_tracepoint_sync(void)
 	tracepoint_synchronize_unregister();
 }
 
-/* WQ_MEM_RECLAIM: writeback waits for this queue, so it needs a rescuer of its own. */
+/*
+ * WQ_MEM_RECLAIM: writeback waits for this queue, so it needs a rescuer of its own. No WQ_HIGHPRI: a worker that
+ * preempts whoever submits hands back one write at a time; one that does not gets several.
+ */
 struct workqueue_struct *dbd_alloc_workqueue(const char *name, unsigned int minor)
 {
-	return alloc_workqueue("%s/%u", WQ_MEM_RECLAIM | WQ_UNBOUND | WQ_HIGHPRI, 0,
-			       name, minor);
+	return alloc_workqueue("%s/%u", WQ_MEM_RECLAIM | WQ_UNBOUND, 0, name, minor);
 }
 
 /*
