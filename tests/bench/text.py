@@ -6,13 +6,14 @@ MARKS = ("the look at every write: entering it in the map of changes, asking for
          "place; how many instructions that is stands in the second table above")
 READ = ("each write needs a read of the old data before it: a second request through the block layer, the hand-over from its "
         "completion to a work item and back to the writer, a place in the index, and its share of a large write of copies")
-# By single steps through 467 writes (every instruction of that VM logged), against the bare device's 477.
-STEPS = ("18100 instructions are added to 13600. A third of them are two switches between tasks and the work queue: a write that "
-         "waited can only be handed on by a task, and with disks that answer after ten microseconds each completion "
-         "finds one waiting. A seventh moves data in this VM's memory, which a disk does by itself: the old data from the "
-         "disk, and to the COW file. A quarter is the second request: the block layer, its interrupt, its timer. A seventh is "
-         "our own code. If that cost nothing, 0.47; if nobody were switched to either, 0.60. dm-snapshot gets there with "
-         "chunks of 64 KiB because this load overwrites all sixteen blocks of each: one copy for sixteen writes. "
+# Shares by single steps through 467 writes (every instruction of that VM logged), against the bare device's 477, when the
+# worker had high priority: 18100 were added, 6000 of them for two switches. Now there are 1.3 switches (/proc/stat).
+STEPS = ("some 15000 instructions are added to 13600. Some 3500 of them are switches between tasks and the work queue, 1.3 for each "
+         "write: a write that waited can only be handed on by a task, and with disks that answer after ten microseconds most "
+         "completions find one or two waiting. 2600 move data in this VM's memory, which a disk does by itself: the old "
+         "data from the disk, and to the COW file. 4500 are the second request: the block layer, its interrupt, its timer. "
+         "2600 are our own code. If that cost nothing, 0.52; if nobody were switched to either, 0.60. dm-snapshot gets there "
+         "with chunks of 64 KiB because this load overwrites all sixteen blocks of each: one copy for sixteen writes. "
          "Waking the task for eight completions at a time was tried: there are not eight, and no figure changed")
 BIO = ("each read is cloned, and the clone goes through the block layer once more: some 1700 instructions are added to 11700, as "
        "many as dm-snapshot adds (1730). 0.95 leaves 600 for the second way through submission and completion, for the clone, "
