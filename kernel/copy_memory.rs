@@ -26,7 +26,8 @@ pub(crate) struct CopyMemory {
 }
 
 impl CopyMemory {
-    /// Memory for at most `capacity` blocks. Allocates the reserve. May sleep.
+    /// Memory for at most `capacity` blocks. Allocates the reserve. May sleep, until
+    /// reclaim has made room: no write may wait for the caller.
     pub(crate) fn new(capacity: u64) -> Result<Self, AllocError> {
         let n = usize::try_from(capacity).map_err(|_| AllocError)?.max(RESERVE_PAGES);
         let mut pools = from_fn(|_| KVVec::new());
@@ -35,7 +36,7 @@ impl CopyMemory {
         }
         let mut memory = Self { pools, kept: 0, capacity };
         while memory.singles() < RESERVE_PAGES {
-            memory.put(CopyPages::alloc().ok_or(AllocError)?);
+            memory.put(CopyPages::alloc_for_reserve().ok_or(AllocError)?);
         }
         Ok(memory)
     }

@@ -256,13 +256,13 @@ impl Pager {
     /// What is needed for I/O.
     fn prepare(&mut self, snap: &Snapshot) -> Result {
         if self.out.is_none() {
-            let io = RawIo::new(snap.bdev)?;
+            let io = RawIo::for_worker(snap.bdev)?;
             // Before the first of them is submitted.
             snap.index.writes.set(io.id());
             self.out = Some(io);
         }
         if self.input.is_none() {
-            self.input = Some(RawIo::new(snap.bdev)?);
+            self.input = Some(RawIo::for_worker(snap.bdev)?);
         }
         Ok(())
     }

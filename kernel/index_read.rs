@@ -47,7 +47,7 @@ impl PageReader {
         max: u64,
     ) -> Result<(u64, u64)> {
         if self.io.is_none() {
-            self.io = Some(RawIo::new(snap.bdev)?);
+            self.io = Some(RawIo::for_worker(snap.bdev)?);
         }
         self.fit_cache(&snap.index);
         // Taken after the look at the memory: what was there no more is here. The older ones hold more.

@@ -5,6 +5,7 @@ use crate::sys::ffi;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU64};
+use kernel::bindings;
 use kernel::prelude::*;
 pub(crate) use kernel::alloc::AllocError;
 
@@ -14,10 +15,26 @@ pub(crate) const WORDS: usize = 512;
 /// What an allocation may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Context {
+    /// May sleep, also for I/O (`GFP_KERNEL`, `__GFP_RETRY_MAYFAIL`): the control side, while no write waits for it.
+    Control,
     /// May sleep, never starts I/O (`GFP_NOIO`).
     Sleep,
     /// Never sleeps, takes no reserves (`GFP_NOWAIT`, `__GFP_NOMEMALLOC`).
     Atomic,
+}
+
+impl Context {
+    /// The flags for a page of zeros, [`ffi::dbd_alloc_leaf`].
+    pub(crate) fn gfp(self) -> bindings::gfp_t {
+        // SAFETY: Constants.
+        unsafe {
+            match self {
+                Context::Control => ffi::dbd_gfp_leaf_control,
+                Context::Sleep => ffi::dbd_gfp_leaf_sleep,
+                Context::Atomic => ffi::dbd_gfp_leaf_atomic,
+            }
+        }
+    }
 }
 
 /// Types whose value may be made of zero bytes.
@@ -108,7 +125,7 @@ impl<T> LeafBox<T> {
             assert!(core::mem::size_of::<T>() <= 4096 && core::mem::align_of::<T>() <= 4096);
         }
         // SAFETY: Plain allocation.
-        let page = unsafe { ffi::dbd_alloc_leaf(context == Context::Sleep) };
+        let page = unsafe { ffi::dbd_alloc_leaf(context.gfp()) };
         // INVARIANT: A zeroed page, which `T: Zeroable` makes a `T` (it fits, see above).
         NonNull::new(page.cast()).map(Self).ok_or(AllocError)
     }

@@ -228,6 +228,18 @@ struct page *dbd_alloc_pages(unsigned int order)
 	return alloc_pages(order ? gfp | __GFP_COMP : gfp | GFP_NOWAIT, order);
 }
 
+/*
+ * The control side, while no write waits for it: the page cache may have taken all memory, but gives it back
+ * to whoever waits. Nobody is killed for it.
+ */
+#define DBD_GFP_CONTROL (GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+
+/* A page of that reserve. */
+struct page *dbd_alloc_reserve_page(void)
+{
+	return alloc_page(DBD_GFP_CONTROL);
+}
+
 unsigned int dbd_page_order(struct page *page)
 {
 	return compound_order(page);
@@ -263,17 +275,16 @@ void dbd_gate_wake(atomic64_t *count)
 	wake_up_var(count);
 }
 
-/*
- * A zeroed page of map. Without @sleep: from a probe, which kswapd may run too, so no reserves.
- * With it: from a worker that writeback waits for, so no I/O.
- */
-void *dbd_alloc_leaf(bool sleep)
+void *dbd_alloc_leaf(gfp_t gfp)
 {
-	gfp_t gfp = sleep ? GFP_NOIO | __GFP_NORETRY : GFP_NOWAIT;
-
-	return (void *)__get_free_page(gfp | __GFP_ZERO | __GFP_NOWARN | __GFP_NOMEMALLOC);
+	return (void *)__get_free_page(gfp | __GFP_ZERO);
 }
 
+/* From a probe, which kswapd may run too, so no reserves. */
+const gfp_t dbd_gfp_leaf_atomic = GFP_NOWAIT | __GFP_NOWARN | __GFP_NOMEMALLOC;
+/* From a worker that writeback waits for, so no I/O. */
+const gfp_t dbd_gfp_leaf_sleep = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN | __GFP_NOMEMALLOC;
+const gfp_t dbd_gfp_leaf_control = DBD_GFP_CONTROL;
 const gfp_t dbd_gfp_noio = GFP_NOIO;
 const gfp_t dbd_gfp_nowait = GFP_NOWAIT | __GFP_NOMEMALLOC;
 

@@ -43,6 +43,7 @@ extern "C" {
     pub(super) fn dbd_bio_charge_nobody(bio: *mut bindings::bio);
     pub(super) fn dbd_bio_add_memory(bio: *mut bindings::bio, page: *mut u8);
     pub(super) fn dbd_alloc_pages(order: c_uint) -> *mut bindings::page;
+    pub(super) fn dbd_alloc_reserve_page() -> *mut bindings::page;
     pub(super) fn dbd_page_order(page: *mut bindings::page) -> c_uint;
     pub(super) fn dbd_get_page(page: *mut bindings::page);
     pub(super) fn dbd_put_page(page: *mut bindings::page);
@@ -50,7 +51,10 @@ extern "C" {
     pub(super) fn dbd_zero_rest_of_page(page: *mut bindings::page, offset: c_uint);
     pub(super) fn dbd_gate_wait(count: *mut bindings::atomic64_t);
     pub(super) fn dbd_gate_wake(count: *mut bindings::atomic64_t);
-    pub(crate) fn dbd_alloc_leaf(sleep: bool) -> *mut c_void;
+    pub(crate) fn dbd_alloc_leaf(gfp: bindings::gfp_t) -> *mut c_void;
+    pub(crate) static dbd_gfp_leaf_atomic: bindings::gfp_t;
+    pub(crate) static dbd_gfp_leaf_sleep: bindings::gfp_t;
+    pub(crate) static dbd_gfp_leaf_control: bindings::gfp_t;
     pub(super) static dbd_gfp_noio: bindings::gfp_t;
     pub(super) static dbd_gfp_nowait: bindings::gfp_t;
     pub(super) fn dbd_noio_save() -> c_uint;

@@ -28,6 +28,14 @@ impl CopyPages {
         NonNull::new(unsafe { ffi::dbd_alloc_pages(0) }).map(Self)
     }
 
+    /// A page for a reserve, not zeroed. Sleeps until reclaim has found one, so only where no write waits for the
+    /// caller; `None` when there is nothing to reclaim.
+    pub(crate) fn alloc_for_reserve() -> Option<Self> {
+        // SAFETY: Plain allocation.
+        // INVARIANT: The allocation carries one reference.
+        NonNull::new(unsafe { ffi::dbd_alloc_reserve_page() }).map(Self)
+    }
+
     /// The largest buffer of at most `blocks` blocks that is free in one piece; `None` when that would
     /// be a single page. Not zeroed. Never sleeps, and wakes nobody to make room.
     pub(crate) fn alloc_large(blocks: u64) -> Option<Self> {

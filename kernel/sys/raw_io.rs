@@ -11,6 +11,7 @@ use super::{
     gate::Gate,
     plug,
 };
+use crate::mem::Context;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{bindings, prelude::*, sync::Arc};
@@ -55,9 +56,9 @@ struct Page(NonNull<Block>);
 unsafe impl Send for Page {}
 
 impl Page {
-    fn new() -> Result<Self> {
+    fn new(context: Context) -> Result<Self> {
         // SAFETY: Plain allocation of a zeroed page.
-        NonNull::new(unsafe { ffi::dbd_alloc_leaf(true) }.cast())
+        NonNull::new(unsafe { ffi::dbd_alloc_leaf(context.gfp()) }.cast())
             .map(Self)
             .ok_or(ENOMEM)
     }
@@ -113,16 +114,25 @@ pub(crate) struct RawIo {
 }
 
 impl RawIo {
-    /// For the device `bdev`, which stays valid for as long as the result lives.
+    /// For the device `bdev`, which stays valid for as long as the result lives. No write may wait for the caller.
     pub(crate) fn new(bdev: Bdev) -> Result<Self> {
         Self::with_room(bdev, BATCH)
     }
 
     /// The same, with room for so many blocks at once.
     pub(crate) fn with_room(bdev: Bdev, blocks: usize) -> Result<Self> {
+        Self::build(bdev, blocks, Context::Control)
+    }
+
+    /// The same as [`RawIo::new`], for a worker that writes may wait for.
+    pub(crate) fn for_worker(bdev: Bdev) -> Result<Self> {
+        Self::build(bdev, BATCH, Context::Sleep)
+    }
+
+    fn build(bdev: Bdev, blocks: usize, context: Context) -> Result<Self> {
         let mut pages = KVec::with_capacity(blocks, GFP_KERNEL)?;
         for _ in 0..blocks {
-            pages.push(Page::new()?, GFP_KERNEL)?;
+            pages.push(Page::new(context)?, GFP_KERNEL)?;
         }
         let progress = Arc::new(
             Progress { under_way: Gate::new(), failed: AtomicBool::new(false) },

@@ -9,7 +9,7 @@
 //! they are on the origin.
 //!
 //! Everything is lock-free and shared: takers, readers and the one who adds segments need no common
-//! lock. [`Space::new`] and [`Space::add`] may sleep, the rest may be called in any context.
+//! lock. [`Space::new`] and [`Space::add`] may sleep (no write may wait for them), the rest may be called in any context.
 //!
 //! Order: a block is taken (a Release on the mark) before the write of a copy to it is submitted. A
 //! snapshot reader that read such a block from the origin looks at the mark (Acquire) *after* its
@@ -114,7 +114,7 @@ impl Space {
                 .pages
                 .get(index(count / PAGE_SEGMENTS))
                 .ok_or(AllocError)?;
-            let (Content::Page(_), _) = slot.get_or_alloc(Context::Sleep)? else {
+            let (Content::Page(_), _) = slot.get_or_alloc(Context::Control)? else {
                 return Err(AllocError);
             };
             let (first, length) = self.words(count).ok_or(AllocError)?;

@@ -15,6 +15,8 @@ pub struct AllocError;
 /// What an allocation may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Context {
+    /// May sleep, also for I/O (`GFP_KERNEL`, `__GFP_RETRY_MAYFAIL`): the control side, while no write waits for it.
+    Control,
     /// May sleep, never starts I/O (`GFP_NOIO`).
     Sleep,
     /// Never sleeps, takes no reserves (`GFP_NOWAIT`, `__GFP_NOMEMALLOC`).
