@@ -13,7 +13,7 @@ use crate::logic::private_format::Sibling;
 use crate::origin::Origin;
 use crate::sys::vfs::{FileId, OpenFile};
 
-/// Index entries that are written in one go: 64 KiB.
+/// Index entries that are written in one go: 64 KiB, more than can be had in one piece from fragmented memory.
 const BATCH: usize = 8192;
 /// Index entries in a block of the file.
 const PER_BLOCK: usize = (BLOCK_SIZE / ENTRY_BYTES) as usize;
@@ -135,10 +135,10 @@ fn hand_over(
 /// zeros: the others were never written, and read as zeros. Takes time for what has changed, not for
 /// the size of the device.
 fn write_index(file: &OpenFile, end: u64, changes: &ChangeMap) -> Result {
-    let mut entries: KVec<u64> = KVec::new();
+    let mut entries: KVVec<u64> = KVVec::new();
     entries.resize(BATCH, 0, GFP_KERNEL)?;
-    let mut bytes: KVec<u8> =
-        KVec::with_capacity(BATCH.saturating_mul(ENTRY_BYTES as usize), GFP_KERNEL)?;
+    let mut bytes: KVVec<u8> =
+        KVVec::with_capacity(BATCH.saturating_mul(ENTRY_BYTES as usize), GFP_KERNEL)?;
     let mut first = 0u64;
     while let Some(run) = changes.next_run(first) {
         first = run.start.saturating_sub(run.start % PER_BLOCK as u64);
