@@ -282,8 +282,11 @@ void *dbd_alloc_leaf(gfp_t gfp)
 
 /* From a probe, which kswapd may run too, so no reserves. */
 const gfp_t dbd_gfp_leaf_atomic = GFP_NOWAIT | __GFP_NOWARN | __GFP_NOMEMALLOC;
-/* From a worker that writeback waits for, so no I/O. */
-const gfp_t dbd_gfp_leaf_sleep = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN | __GFP_NOMEMALLOC;
+/*
+ * From a worker that writeback waits for, so no I/O. It may try as long as others give way (readers fill the
+ * page cache as fast as one pass of reclaim empties it), and gives up when nobody does.
+ */
+const gfp_t dbd_gfp_leaf_sleep = GFP_NOIO | __GFP_RETRY_MAYFAIL | __GFP_NOWARN | __GFP_NOMEMALLOC;
 const gfp_t dbd_gfp_leaf_control = DBD_GFP_CONTROL;
 const gfp_t dbd_gfp_noio = GFP_NOIO;
 const gfp_t dbd_gfp_nowait = GFP_NOWAIT | __GFP_NOMEMALLOC;

@@ -17,7 +17,7 @@ pub struct AllocError;
 pub enum Context {
     /// May sleep, also for I/O (`GFP_KERNEL`, `__GFP_RETRY_MAYFAIL`): the control side, while no write waits for it.
     Control,
-    /// May sleep, never starts I/O (`GFP_NOIO`).
+    /// May sleep, never starts I/O (`GFP_NOIO`, `__GFP_RETRY_MAYFAIL`).
     Sleep,
     /// Never sleeps, takes no reserves (`GFP_NOWAIT`, `__GFP_NOMEMALLOC`).
     Atomic,
