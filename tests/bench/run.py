@@ -56,10 +56,11 @@ class Job:
         self.name = f"{program}-{by}-{self.size}M-" + ("quick" if quick else str(rep))
 
     def sequential(self):
-        """MiB of sequential loads, where there are some: a second's worth by time, as far as that goes."""
+        """MiB of sequential loads, where there are some: by time as much as there is time for. A file that has to lie in
+        one piece fits in a group of blocks."""
         if self.program not in ("engine", "reads", "peers"):
             return 0
-        return 512 if self.by == "wall" and not self.quick else 128
+        return 512 if self.program == "engine" and self.by == "wall" and not self.quick else 128
 
     def needs(self):
         room = max(self.size, self.sequential()) * 3 + 64
