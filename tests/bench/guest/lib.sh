@@ -143,10 +143,9 @@ untrack() {
 
 # Marks each region of 4 MiB that the file lies in: a first write to a region waits for its mark.
 touch_regions() {
-    local n
-    for n in $(seq 0 4 $((FILE_MIB - 1))); do
-        dd if=/dev/zero of="$M/file" bs=4k count=1 seek=$((n * 256)) oflag=direct conv=notrunc status=none
-    done
+    load_options first-touch
+    fio --name=t --filename="$M/file" --size="${FILE_MIB}M" --direct=1 --allow_file_create=0 --overwrite=1 \
+        --fallocate=none --thread "${OPTIONS[@]}" >"$W/fio.out" || fail "fio: $(cat "$W/fio.out")"
 }
 
 # Where the file begins on its device, in bytes. It must lie there in one piece.
