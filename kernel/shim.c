@@ -275,6 +275,7 @@ void dbd_gate_wake(atomic64_t *count)
 	wake_up_var(count);
 }
 
+/* A page of a map, zeroed. */
 void *dbd_alloc_leaf(gfp_t gfp)
 {
 	return (void *)__get_free_page(gfp | __GFP_ZERO);
