@@ -11,6 +11,7 @@
 use kernel::prelude::*;
 use kernel::time::{Instant, Monotonic};
 
+use crate::disk_turn::Turn;
 use crate::sys::ffi::NoIo;
 use crate::sys::superblock::{ActiveSuper, FrozenSuper};
 
@@ -25,17 +26,25 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// EBUSY: another part of the kernel holds it frozen; else what the filesystem says.
+    /// EBUSY: another part of the kernel holds it frozen; ETIMEDOUT, EINTR: see [`Turn`]; else what the
+    /// filesystem says.
     pub(crate) fn new(sb: ActiveSuper) -> Result<Self> {
+        let turn = Turn::wait(&sb)?;
         // Freezing writes back everything while writers wait: let most of it happen before.
         if !sb.writes_stopped() {
             sb.sync();
         }
-        Self::at_once(sb)
+        Self::in_turn(sb, &turn)
     }
 
     /// The same, without writing anything back before writers wait.
     pub(crate) fn at_once(sb: ActiveSuper) -> Result<Self> {
+        let turn = Turn::wait(&sb)?;
+        Self::in_turn(sb, &turn)
+    }
+
+    fn in_turn(sb: ActiveSuper, turn: &Turn) -> Result<Self> {
+        turn.wait_for_syncs(&sb)?;
         let no_io = NoIo::enter();
         let since = Instant::<Monotonic>::now();
         let frozen = FrozenSuper::freeze(sb)?;

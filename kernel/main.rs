@@ -81,6 +81,7 @@ mod device_setup;
 mod device_status;
 mod device_transition;
 mod devices;
+mod disk_turn;
 mod epoch;
 mod events;
 mod faults;
@@ -136,6 +137,8 @@ impl kernel::Module for Dattobd {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: The kernel calls this once for each load, before anything else of the module runs.
         unsafe { intercept::init() };
+        // SAFETY: As above.
+        unsafe { disk_turn::init() };
         let watches = sys::fsnotify::Watches::new()?;
         Ok(Self {
             // SAFETY: As above: the only value. Last, as calls may arrive at once.

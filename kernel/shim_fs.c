@@ -178,6 +178,33 @@ void dbd_sb_sync(struct super_block *sb)
 	up_read(&sb->s_umount);
 }
 
+/*
+ * What filesystems on partitions of one disk have in common. Only to tell disks apart; valid as long as the
+ * filesystem is.
+ */
+const void *dbd_sb_disk(struct super_block *sb)
+{
+	return sb->s_bdi;
+}
+
+/*
+ * Somebody writes back a whole filesystem of the same disk: sync_inodes_sb() holds this lock of the disk meanwhile.
+ */
+bool dbd_sb_disk_syncs(struct super_block *sb)
+{
+#ifdef CONFIG_CGROUP_WRITEBACK
+	return rwsem_is_locked(&sb->s_bdi->wb_switch_rwsem);
+#else
+	return false;
+#endif
+}
+
+/* The calling task is being killed. */
+bool dbd_killed(void)
+{
+	return fatal_signal_pending(current);
+}
+
 bool dbd_sb_is_frozen(struct super_block *sb)
 {
 	return READ_ONCE(sb->s_writers.frozen) == SB_FREEZE_COMPLETE;

@@ -85,6 +85,19 @@ impl ActiveSuper {
         unsafe { ffi::dbd_sb_sync(self.as_ptr()) }
     }
 
+    /// A number that all filesystems on the same disk have in common, for as long as one of them is alive.
+    pub(crate) fn disk(&self) -> usize {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_disk(self.as_ptr()) as usize }
+    }
+
+    /// Whether a filesystem on the same disk is being written back as a whole. One that was frozen now would stop
+    /// its writers and wait for that.
+    pub(crate) fn disk_syncs(&self) -> bool {
+        // SAFETY: Valid by the type invariant.
+        unsafe { ffi::dbd_sb_disk_syncs(self.as_ptr()) }
+    }
+
     /// The largest file it can hold, in bytes.
     pub(crate) fn max_file_bytes(&self) -> u64 {
         // SAFETY: Valid by the type invariant, constant.
@@ -236,6 +249,12 @@ pub(crate) fn adopt(
         unsafe { bindings::module_put((*fs).owner) };
     }
     adoption.found
+}
+
+/// Whether the calling task is being killed: it should wait for nothing any more.
+pub(crate) fn is_killed() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { ffi::dbd_killed() }
 }
 
 /// A filesystem frozen by us; thawed on drop.
