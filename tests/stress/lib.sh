@@ -10,6 +10,7 @@ ME=$(basename "$0")
 say "SEED=$SEED COUNT=$COUNT $ME"
 RANDOM=$SEED
 : >/results/counts
+mkfifo "$W/never"
 
 fail() {
     say "FAILED: $*"
@@ -40,11 +41,16 @@ one_of() { shift $((RANDOM % $#)); ONE=$1; }
 # nap MILLISECONDS: up to so long.
 nap() { local n=$((RANDOM % $1)); sleep "$((n / 1000)).$(printf %03d $((n % 1000)))"; }
 
-# in_time SECONDS COMMAND...: what does not end has hung.
+# in_time SECONDS COMMAND...: what does not end has hung. Where everybody waits then the kernel's log says.
 in_time() {
-    local seconds=$1 status=0
+    local seconds=$1 status=0 look
     shift
+    # Just before: afterwards it is not there any more. No process of its own that would stay behind.
+    (read -rt $((seconds * SLOW - 2)) <>"$W/never" || echo w >/proc/sysrq-trigger) &
+    look=$!
     timeout -k 5 "$seconds" "$@" || status=$?
+    kill $look 2>/dev/null || true
+    wait $look 2>/dev/null || true
     [ $status != 124 ] && [ $status != 137 ] || fail "hangs: $*"
     return $status
 }

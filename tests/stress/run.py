@@ -259,7 +259,7 @@ def main():
     p.add_argument("--rounds", type=int, default=0, help="so many rounds of each program instead")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--count", type=int, default=0, help="instead of the programs' own")
-    p.add_argument("--limit", type=float, default=3600, help="seconds that one program may take")
+    p.add_argument("--limit", type=float, default=7200, help="seconds that one program may take")
     p.add_argument("--slow", type=int, default=1, help="all time limits times so much: for debug kernels")
     p.add_argument("--jobs", type=int, default=0, help="VMs at once (1; short: 2)")
     p.add_argument("--fault", help="load the build for counter-tests with this fault: programs must fail")
