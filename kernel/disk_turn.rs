@@ -12,6 +12,7 @@
 
 use crate::sys::{
     errno::ETIMEDOUT,
+    ffi::NoIo,
     superblock::{self, ActiveSuper},
 };
 use kernel::{
@@ -51,6 +52,8 @@ impl Turn {
     /// EINTR: the task is being killed; ENOMEM.
     pub(crate) fn wait(sb: &ActiveSuper) -> Result<Self> {
         let disk = sb.disk();
+        // A turn may end while its filesystem is frozen: reclaim must not wait for that one with the lock held.
+        let _no_io = NoIo::enter();
         loop {
             let mut busy = BUSY.lock();
             if !busy.contains(&disk) {
