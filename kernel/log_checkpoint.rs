@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Checkpoints: the change map goes to disk, group by group, and marks are taken back.
 //!
-//! Order, which is all that matters: close the regions; wait for every writer that may have found
-//! them open to finish its look, so that its blocks are in the map; write the groups' bitmap blocks,
-//! to free slots; flush; write the log, which makes these slots count and takes the marks back in one
-//! sector; free the slots that counted before. A crash anywhere leaves either the marks or the bits.
+//! Order, which is all that matters: close the regions, so that the map holds the blocks of every writer
+//! that found them open; write the groups' bitmap blocks, to free slots; flush; write the log, which makes
+//! these slots count and takes the marks back in one sector; free the slots that counted before. A crash
+//! anywhere leaves either the marks or the bits.
 
 use crate::abi::cow::{PrivateLayout, GROUP_BLOCKS};
 use crate::logic::{
@@ -13,7 +13,7 @@ use crate::logic::{
     regions::GROUP_MASK,
 };
 use crate::region_log::{Log, OnDisk};
-use crate::sys::{raw_io::Durability, rcu_cell::synchronize};
+use crate::sys::raw_io::Durability;
 use core::sync::atomic::Ordering;
 use kernel::{prelude::*, sync::Arc};
 
@@ -168,7 +168,6 @@ impl Log {
             groups.push(group, GFP_KERNEL)?;
             self.regions.close(group, idle);
         }
-        synchronize();
         disk.write_bitmaps(self, &groups, |group, marks| {
             let idle = quiet
                 .iter()

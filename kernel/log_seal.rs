@@ -13,7 +13,7 @@ use crate::logic::{
 };
 use crate::region_log::{Log, OnDisk};
 use crate::snapshot::Snapshot;
-use crate::sys::{raw_io::Durability, rcu_cell::synchronize};
+use crate::sys::raw_io::Durability;
 use core::sync::atomic::Ordering;
 use kernel::{prelude::*, sync::Arc};
 
@@ -86,7 +86,6 @@ impl Log {
         }
         // Whoever found a region open has its blocks in the map now; everybody else is parked, and the
         // mark work waits for the lock that we hold.
-        synchronize();
         disk.write_bitmaps(self, &groups, |_, _| 0)?;
         disk.root.map_words = 0;
         if let (Some(snapshot), Keep::Snapshot) = (snapshot, keep) {

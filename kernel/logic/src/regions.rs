@@ -9,15 +9,15 @@
 //! # Order
 //!
 //! A writer enters its blocks in the change map, passes a full barrier, and looks here; the owner
-//! closes the region ([`Regions::close`]), waits until every writer that may have found it open has
-//! finished its look (RCU), and reads the change map then. So either the writer finds it closed and
-//! waits, or its blocks are in what the owner writes. `tests/loom_regions.rs` checks this.
+//! closes the region ([`Regions::close`]), which ends in a full barrier, and reads the change map then.
+//! So either the writer finds it closed and waits, or its blocks are in what the owner writes: nobody
+//! waits for anybody. `tests/loom_regions.rs` checks this.
 //!
 //! Lock-free; any context but [`Regions::new`].
 
 use super::abi::cow::{GROUP_BLOCKS, GROUP_REGIONS, REGION_BLOCKS};
 use super::mem::{AllocError, Slots};
-use super::sync::{AtomicU64, Ordering};
+use super::sync::{fence, AtomicU64, Ordering};
 
 /// The bits of a group's regions.
 pub const GROUP_MASK: u32 = (1 << GROUP_REGIONS) - 1;
@@ -125,11 +125,14 @@ impl Regions {
         }
     }
 
-    /// Keeps writers out of these regions. The caller waits for a grace period before it relies on it.
+    /// Keeps writers out of these regions. What the caller reads of the change map from now on has the
+    /// blocks of all that found them open.
     pub fn close(&self, group: usize, mask: u32) {
         if let Some(word) = self.groups.get(group) {
-            word.fetch_and(!u64::from(mask), Ordering::SeqCst);
+            word.fetch_and(!u64::from(mask), Ordering::Relaxed);
         }
+        // Pairs with the barrier that writers pass before they look.
+        fence(Ordering::SeqCst);
     }
 
     /// The regions of a group that were written to since the last time, and forgets it.

@@ -10,15 +10,16 @@
 //! ```
 //! (`tests/host/loom.sh` does that.)
 //!
-//! The grace period is a counter of writers inside their look, which the owner waits for, with the full
-//! barriers that a grace period promises. Each model comes with counter-tests: the same model with one
-//! step left out or swapped must fail, with the message of the check that is there for that step.
+//! Nobody waits for anybody: the full barriers in [`ChangeMap::mark`] and [`Regions::close`] carry it all.
+//! (Without that of `close` the models fail: to loom as to the language, a SeqCst change of a word is no
+//! full barrier.) Each model comes with counter-tests: the same model with one step swapped must fail, with
+//! the message of the check that is there for that step.
 #![cfg(loom)]
 
 use cow_logic::abi::cow::REGION_BLOCKS;
 use cow_logic::change_map::ChangeMap;
 use cow_logic::regions::Regions;
-use cow_logic::sync::{fence, AtomicU64, Ordering};
+use cow_logic::sync::{AtomicU64, Ordering};
 use loom::model::Builder;
 use loom::sync::Arc;
 use loom::thread;
@@ -48,7 +49,7 @@ fn check_big(model: impl Fn() + Sync + Send + 'static) {
 #[derive(Clone, Copy, PartialEq)]
 enum Writer {
     Right,
-    /// It looks, and enters its block when it has left the read section.
+    /// It looks before it enters its block.
     LookFirst,
 }
 
@@ -56,21 +57,13 @@ enum Writer {
 #[derive(Clone, Copy, PartialEq)]
 enum Owner {
     Right,
-    /// It copies the map at once. (To loom as to the language, the SeqCst of `close` is no full barrier.)
-    NoGrace,
-    /// It copies the map after a full barrier.
-    BarrierOnly,
-    /// It waits for a grace period before it closes the region, not afterwards.
-    GraceFirst,
-    /// It copies the map before the grace period is over.
+    /// It copies the map before it closes the region.
     CopyFirst,
 }
 
 struct Model {
     map: ChangeMap,
     regions: Regions,
-    /// Writers inside their read section.
-    looking: AtomicU64,
 }
 
 impl Model {
@@ -81,43 +74,18 @@ impl Model {
         map.mark(63, 1);
         let regions = Regions::new(1).unwrap();
         regions.open(0, 3);
-        Self {
-            map,
-            regions,
-            looking: AtomicU64::new(0),
-        }
-    }
-
-    fn read_lock(&self) {
-        self.looking.fetch_add(1, Ordering::AcqRel);
-        // A read section that a grace period does not wait for sees all that came before that.
-        fence(Ordering::SeqCst);
-    }
-
-    fn read_unlock(&self) {
-        self.looking.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    fn synchronize(&self) {
-        fence(Ordering::SeqCst);
-        while self.looking.load(Ordering::Acquire) != 0 {
-            thread::yield_now();
-        }
-        fence(Ordering::SeqCst);
+        Self { map, regions }
     }
 
     /// A write of `block`, which looks at the regions of `look`; whether it goes at once.
     fn write(&self, block: u64, look: (u64, u64), how: Writer) -> bool {
-        self.read_lock();
-        if how == Writer::Right {
-            self.map.mark(block, 1);
-        }
-        let open = self.regions.is_open(look.0, look.1);
-        self.read_unlock();
         if how == Writer::LookFirst {
+            let open = self.regions.is_open(look.0, look.1);
             self.map.mark(block, 1);
+            return open;
         }
-        open
+        self.map.mark(block, 1);
+        self.regions.is_open(look.0, look.1)
     }
 
     fn copy(&self) -> u64 {
@@ -128,20 +96,12 @@ impl Model {
 
     /// What the bitmap block says that a checkpoint of region 0 writes.
     fn checkpoint(&self, how: Owner) -> u64 {
-        if how == Owner::GraceFirst {
-            self.synchronize();
+        if how == Owner::CopyFirst {
+            let copied = self.copy();
+            self.regions.close(0, 1);
+            return copied;
         }
         self.regions.close(0, 1);
-        match how {
-            Owner::Right => self.synchronize(),
-            Owner::BarrierOnly => fence(Ordering::SeqCst),
-            Owner::CopyFirst => {
-                let copied = self.copy();
-                self.synchronize();
-                return copied;
-            }
-            Owner::NoGrace | Owner::GraceFirst => {}
-        }
         self.copy()
     }
 }
@@ -186,33 +146,14 @@ fn a_write_to_two_regions_that_goes_is_in_the_bitmap() {
 
 #[test]
 #[should_panic(expected = "a write went that no map on disk knows")]
-fn counter_the_owner_waits_for_a_grace_period() {
-    one_writer(Writer::Right, Owner::NoGrace, OWN);
-}
-
-#[test]
-#[should_panic(expected = "a write went that no map on disk knows")]
-fn counter_the_grace_period_comes_after_the_close() {
-    one_writer(Writer::Right, Owner::GraceFirst, OWN);
-}
-
-#[test]
-#[should_panic(expected = "a write went that no map on disk knows")]
-fn counter_the_copy_comes_after_the_grace_period() {
+fn counter_the_copy_comes_after_the_close() {
     one_writer(Writer::Right, Owner::CopyFirst, OWN);
 }
 
 #[test]
 #[should_panic(expected = "a write went that no map on disk knows")]
-fn counter_the_mark_comes_before_the_end_of_the_look() {
+fn counter_the_mark_comes_before_the_look() {
     one_writer(Writer::LookFirst, Owner::Right, OWN);
-}
-
-/// The full barrier in [`ChangeMap::mark`] and one between close and copy would do: this is what a look
-/// outside of a read section rests on, for a write that was parked.
-#[test]
-fn barriers_on_both_sides_hold_without_a_grace_period() {
-    one_writer(Writer::Right, Owner::BarrierOnly, OWN);
 }
 
 /// Two writers of one block: one of them may find the bit set already, and goes on the other's mark.
@@ -243,8 +184,8 @@ fn two_writers_of_one_block_are_in_the_bitmap() {
 
 #[test]
 #[should_panic(expected = "a write went that no map on disk knows")]
-fn counter_two_writers_need_the_grace_period() {
-    two_writers(Owner::NoGrace);
+fn counter_two_writers_the_copy_comes_after_the_close() {
+    two_writers(Owner::CopyFirst);
 }
 
 // ---------------------------------------------------------------------------------------------
