@@ -13,7 +13,8 @@
 use crate::sys::{
     errno::ETIMEDOUT,
     ffi::NoIo,
-    superblock::{self, ActiveSuper},
+    superblock::ActiveSuper,
+    task,
 };
 use kernel::{
     prelude::*,
@@ -98,7 +99,7 @@ impl Drop for Turn {
 }
 
 fn look_again() -> Result {
-    if superblock::is_killed() {
+    if task::is_killed() {
         return Err(EINTR);
     }
     fsleep(Delta::from_millis(LOOK_MS));

@@ -5,6 +5,7 @@
 #include <linux/part_stat.h>
 #include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 
 #include "shim.h"
 
@@ -291,6 +292,12 @@ const gfp_t dbd_gfp_leaf_sleep = GFP_NOIO | __GFP_RETRY_MAYFAIL | __GFP_NOWARN |
 const gfp_t dbd_gfp_leaf_control = DBD_GFP_CONTROL;
 const gfp_t dbd_gfp_noio = GFP_NOIO;
 const gfp_t dbd_gfp_nowait = GFP_NOWAIT | __GFP_NOMEMALLOC;
+
+/* The calling task is being killed. */
+bool dbd_killed(void)
+{
+	return fatal_signal_pending(current);
+}
 
 unsigned int dbd_noio_save(void)
 {

@@ -45,6 +45,7 @@ void dbd_gate_wake(atomic64_t *count);
 void *dbd_alloc_leaf(gfp_t gfp);
 extern const gfp_t dbd_gfp_leaf_atomic, dbd_gfp_leaf_sleep, dbd_gfp_leaf_control;
 extern const gfp_t dbd_gfp_noio, dbd_gfp_nowait;
+bool dbd_killed(void);
 unsigned int dbd_noio_save(void);
 void dbd_noio_restore(unsigned int flags);
 

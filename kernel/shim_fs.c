@@ -199,12 +199,6 @@ bool dbd_sb_disk_syncs(struct super_block *sb)
 #endif
 }
 
-/* The calling task is being killed. */
-bool dbd_killed(void)
-{
-	return fatal_signal_pending(current);
-}
-
 bool dbd_sb_is_frozen(struct super_block *sb)
 {
 	return READ_ONCE(sb->s_writers.frozen) == SB_FREEZE_COMPLETE;

@@ -45,7 +45,6 @@ unsigned long dbd_sb_block_size(struct super_block *sb);
 void dbd_sb_sync(struct super_block *sb);
 const void *dbd_sb_disk(struct super_block *sb);
 bool dbd_sb_disk_syncs(struct super_block *sb);
-bool dbd_killed(void);
 bool dbd_sb_is_frozen(struct super_block *sb);
 int dbd_sb_freeze(struct super_block *sb);
 int dbd_sb_thaw(struct super_block *sb);

@@ -57,6 +57,7 @@ extern "C" {
     pub(crate) static dbd_gfp_leaf_control: bindings::gfp_t;
     pub(super) static dbd_gfp_noio: bindings::gfp_t;
     pub(super) static dbd_gfp_nowait: bindings::gfp_t;
+    pub(super) fn dbd_killed() -> bool;
     pub(super) fn dbd_noio_save() -> c_uint;
     pub(super) fn dbd_noio_restore(flags: c_uint);
 }

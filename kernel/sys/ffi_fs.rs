@@ -77,7 +77,6 @@ extern "C" {
     pub(super) fn dbd_sb_sync(sb: *mut bindings::super_block);
     pub(super) fn dbd_sb_disk(sb: *mut bindings::super_block) -> *const c_void;
     pub(super) fn dbd_sb_disk_syncs(sb: *mut bindings::super_block) -> bool;
-    pub(super) fn dbd_killed() -> bool;
     pub(super) fn dbd_sb_is_frozen(sb: *mut bindings::super_block) -> bool;
     pub(super) fn dbd_sb_freeze(sb: *mut bindings::super_block) -> c_int;
     pub(super) fn dbd_sb_thaw(sb: *mut bindings::super_block) -> c_int;

@@ -251,12 +251,6 @@ pub(crate) fn adopt(
     adoption.found
 }
 
-/// Whether the calling task is being killed: it should wait for nothing any more.
-pub(crate) fn is_killed() -> bool {
-    // SAFETY: No preconditions.
-    unsafe { ffi::dbd_killed() }
-}
-
 /// A filesystem frozen by us; thawed on drop.
 pub(crate) struct FrozenSuper(ActiveSuper);
 

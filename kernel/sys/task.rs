@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Who is calling, and random numbers.
 
+use super::ffi;
 use kernel::bindings;
 use kernel::ffi::c_int;
 
@@ -8,6 +9,12 @@ use kernel::ffi::c_int;
 pub(crate) fn is_admin() -> bool {
     // SAFETY: no preconditions; looks at the current task.
     unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as c_int) }
+}
+
+/// The calling task is being killed: it should wait for nothing any more.
+pub(crate) fn is_killed() -> bool {
+    // SAFETY: no preconditions; looks at the current task.
+    unsafe { ffi::dbd_killed() }
 }
 
 /// A random version 4 UUID.
