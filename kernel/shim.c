@@ -126,8 +126,9 @@ static long dbd_writes_under_way(struct block_device *bdev)
 
 /*
  * Bio-based devices have no queue that could be drained: waits until no write is under way, to the
- * device or, past its partition, to the disk, for at most @ms milliseconds. The caller keeps new ones
- * away. RCU first: what passed the probe before that began is on its way then. False: there still are some.
+ * device or, past its partition, to the disk, for at most @ms milliseconds. The disk's count includes that of its
+ * partitions (bdev_inc_in_flight(); not so in old kernels), so the caller keeps new ones away from all of it. RCU
+ * first: what passed the probe before that began is on its way then. False: there still are some.
  */
 bool dbd_writes_settle(struct block_device *bdev, unsigned int ms)
 {

@@ -34,8 +34,8 @@ use kernel::{
 /// Numbers trackers, so that a bio that concerns several meets them in one order.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// How long a point waits for writes that programs make to the device itself, in milliseconds. The filesystem
-/// is frozen meanwhile; a disk that is well takes a hundredth of it.
+/// How long a point waits for what a disk without a queue has under way, in milliseconds. The filesystem is
+/// frozen meanwhile, and writes elsewhere on the disk wait; a disk that is well takes a hundredth of it.
 const SETTLE_MS: u32 = 1000;
 
 /// Whom bios may have to wait for. Set before the epoch with them is published.
@@ -63,6 +63,9 @@ enum Next {
 pub(crate) struct HoldQueue {
     id: u64,
     bdev: Bdev,
+    /// The range of the disk that is tracked, in sectors: as in [`Tracker`].
+    start: u64,
+    sectors: u64,
     origin: Arc<Origin>,
     /// Bios redirected and not yet handed back.
     held: Arc<Gate>,
@@ -97,7 +100,11 @@ impl HoldQueue {
             }
             return;
         }
-        let next = self.next_step(bio.view());
+        let next = match self.range(bio.view()) {
+            Some(_) => self.next_step(bio.view()),
+            // It had to wait at the door, no more.
+            None => Next::AskAgain,
+        };
         match next {
             Next::Drop(snapshot) => {
                 if let Some(s) = snapshot {
@@ -126,7 +133,7 @@ impl HoldQueue {
         }
     }
 
-    /// From now on new writes wait, whatever they write; they have not been looked at. For a moment only.
+    /// From now on new writes wait, wherever on the disk; they have not been looked at. For a moment only.
     fn shut(&self) {
         self.shut.store(true, Ordering::Relaxed);
     }
@@ -188,11 +195,14 @@ impl HoldQueue {
         Next::Go(waits.snapshot.clone())
     }
 
+    /// The blocks that a bio touches, as first block and count; none: it goes elsewhere on the disk, or nowhere.
+    fn range(&self, bio: BioRef<'_>) -> Option<(u64, u64)> {
+        decide::block_range(bio.sector(), bio.sectors(), self.start, self.sectors)
+    }
+
     /// Whether a bio reaches into the COW file.
     fn hits(&self, guard: &Guard, bio: BioRef<'_>) -> bool {
-        let (start, sectors) = (self.bdev.start_sector(), self.bdev.sectors());
-        decide::block_range(bio.sector(), bio.sectors(), start, sectors)
-            .is_some_and(|(block, len)| guard.is_hit(block, len))
+        self.range(bio).is_some_and(|(block, len)| guard.is_hit(block, len))
     }
 }
 
@@ -257,6 +267,7 @@ impl Tracker {
         events: Arc<dyn SnapshotEvents>,
     ) -> Result<Arc<Self>> {
         let bdev = origin.device();
+        let (start, sectors) = (bdev.start_sector(), bdev.sectors());
         let held = Arc::new(Gate::new(), GFP_KERNEL)?;
         let (counted, followed) = (held.clone(), origin.clone());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
@@ -265,6 +276,8 @@ impl Tracker {
             pin_init!(HoldQueue {
                 id,
                 bdev,
+                start,
+                sectors,
                 origin: followed,
                 held: counted,
                 shut: AtomicBool::new(false),
@@ -274,15 +287,15 @@ impl Tracker {
             GFP_KERNEL,
         )?;
         let name = CString::try_from_fmt(fmt!("datto-shadow{minor}"))?;
-        let shadow = BioDisk::add(Kind::Shadow, &name, bdev, bdev.sectors(), hold.clone())?;
+        let shadow = BioDisk::add(Kind::Shadow, &name, bdev, sectors, hold.clone())?;
         let shadow_bdev = shadow.bdev().ok_or(ENODEV)?;
         let queues = Arc::new(Queues::new(minor)?, GFP_KERNEL)?;
         let tracker = Arc::pin_init(
             pin_init!(Self {
                 id,
                 bdev,
-                start: bdev.start_sector(),
-                sectors: bdev.sectors(),
+                start,
+                sectors,
                 epoch: RcuCell::empty(),
                 ended <- new_spinlock!(false, "dattobd::ended"),
                 listening: AtomicBool::new(false),
@@ -459,7 +472,9 @@ impl Tracker {
 
     /// Sees to it, right after the point, that nothing that was sent to the device before is still under
     /// way. Call with the filesystem frozen: then only programs that write to the device itself have some.
-    /// New ones of theirs wait meanwhile. For devices without a queue ([`Tracker::drain_point`]); sleeps.
+    /// The disk counts what it has under way for all of its partitions, and not every disk for each of
+    /// them: new writes to any part of it wait meanwhile, or there would never be none on a busy one. For
+    /// devices without a queue ([`Tracker::drain_point`]); sleeps.
     ///
     /// # Errors
     ///
@@ -475,8 +490,7 @@ impl Tracker {
             return Ok(());
         }
         pr_err!(
-            "{}: writes that programs make to the block device itself did not end within {SETTLE_MS} ms: no \
-             snapshot was taken\n",
+            "{}: writes that the disk had under way did not end within {SETTLE_MS} ms: no snapshot was taken\n",
             self.origin.name()
         );
         Err(ETIMEDOUT)
@@ -497,7 +511,11 @@ impl Tracker {
         let Some((block, len)) =
             decide::block_range(bio.sector(), bio.sectors(), self.start, self.sectors)
         else {
-            return Action::Pass;
+            // What the disk has under way is counted for all of it.
+            return match self.hold.shut.load(Ordering::Relaxed) {
+                true => Action::Redirect,
+                false => Action::Pass,
+            };
         };
         if self.listening.load(Ordering::Relaxed) {
             self.tell();
