@@ -38,7 +38,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// frozen meanwhile, and writes elsewhere on the disk wait; a disk that is well takes a hundredth of it.
 const SETTLE_MS: u32 = 1000;
 
-/// Whom bios may have to wait for. Set before the epoch with them is published.
+/// Whom bios may have to wait for. The epoch with them is published under the same lock: a bio that waits for its
+/// snapshot and its logs is entered in its maps.
 struct Waits {
     /// Cleared only when no epoch has it, and it has been shut down.
     snapshot: Option<Arc<Snapshot>>,
@@ -119,8 +120,7 @@ impl HoldQueue {
                 self.held.leave();
             }
             Next::Go(snapshot) => {
-                // A snapshot point may have passed since the probe: for the time behind it this is a
-                // change too.
+                // Another point may have passed since: for the time behind it this is a change too.
                 intercept::mark_again(bio.view(), self.id);
                 match snapshot {
                     Some(s) => claim::submit(&s, bio),
@@ -171,6 +171,11 @@ impl HoldQueue {
         if discard && waits.guard.as_ref().is_some_and(|g| self.hits(g, bio)) {
             // A hint, and following it would lose data of ours: say yes and do nothing.
             return Next::Drop(None);
+        }
+        if !discard {
+            // A snapshot point may have passed since the probe, and a log that came with it covers what is in its map
+            // when it is asked. (What becomes of a discard is decided anew.)
+            intercept::mark_again(bio, self.id);
         }
         for log in waits.logs.iter().flatten() {
             let (start, len) = log.blocks_of(bio);
@@ -418,16 +423,16 @@ impl Tracker {
         }
         let logs = [epoch.log.clone(), epoch.previous_log.clone()];
         let guard = Some(epoch.guard.clone());
-        let old = {
+        let (old, retired) = {
             let mut waits = self.hold.waits.lock();
             if let Some(s) = &epoch.snapshot {
                 // What was there is the same snapshot (the epoch after the point), or nothing.
                 waits.snapshot = Some(s.clone());
             }
             let old = core::mem::replace(&mut waits.logs, logs);
-            (old, core::mem::replace(&mut waits.guard, guard))
+            let old = (old, core::mem::replace(&mut waits.guard, guard));
+            (old, self.epoch.replace(Some(epoch)))
         };
-        let retired = self.epoch.replace(Some(epoch));
         drop(ended);
         drop(old);
         Ok(retired)
