@@ -15,13 +15,10 @@ STEPS = ("some 15000 instructions are added to 13600. Some 3500 of them are swit
          "2600 are our own code. If that cost nothing, 0.52; if nobody were switched to either, 0.60. dm-snapshot gets there "
          "with chunks of 64 KiB because this load overwrites all sixteen blocks of each: one copy for sixteen writes. "
          "Waking the task for eight completions at a time was tried: there are not eight, and no figure changed")
-BIO = ("each read is cloned, and the clone goes through the block layer once more: some 1700 instructions are added to 11700, as "
+BIO = ("each read is cloned, and the clone goes through the block layer once more: some 1600 instructions are added to 11700, as "
        "many as dm-snapshot adds (1730). 0.95 leaves 600 for the second way through submission and completion, for the clone, "
        "and for the look at the maps before and after")
 BOUNDS = {
-    ("seqwrite", "incremental", "wall"): "not explained yet. Its 128 regions are touched one by one before, which takes longer than "
-    "the first of their marks may last: those are written anew, then. Overwrites in a snapshot, which come right behind others, "
-    "have the same work but for that",
     ("randwrite-qd1", "incremental"): MARKS,
     ("randwrite-qd32", "incremental"): MARKS,
     ("seqwrite", "incremental"): MARKS,
