@@ -106,11 +106,15 @@ class Tables(unittest.TestCase):
                 row("freeze by fsfreeze, ms", 20, 1024, 0), row("setup, ms", 2000, 1024, 0),
                 row("fallocate of a file as large as the COW file, ms", 1500, 1024, 0),
                 row("destroy, ms", 100, 1, 0), row("destroy, ms", 201, 1024, 0),
+                row("transition to incremental, ms", 120, 1, 0), row("transition to incremental, ms", 500, 1024, 0),
+                row("truncate of that file to what a change map needs, ms", 20, 1, 0),
+                row("truncate of that file to what a change map needs, ms", 301, 1024, 0),
                 row("bytes of memory for a block overwritten in a row: all maps", 12.1),
                 row("maps in a snapshot, every part touched, MiB", 66, 1024),
                 row("update-img, scattered blocks: MiB/s", 49), row("random reads of as many blocks, 32 under way: MiB/s", 100)]
         seen = {what.split(",")[0]: reached for what, _, _, reached in extras.others(results.figures(rows))}
         self.assertEqual(seen, {"freeze in setup": True, "freeze in transition": False, "setup": True, "destroy": False,
+                                "transition to incremental": True,
                                 "bytes of memory for a block overwritten in a row: all maps": False,
                                 "maps in a snapshot": True, "update-img": False})
         self.assertEqual(extras.others({}), [])
