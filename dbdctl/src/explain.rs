@@ -455,8 +455,8 @@ fn state(facts: &dyn Facts, asked: Asked<'_>, info: &Info) -> Option<String> {
 fn raw_writers(dev: &str) -> String {
     format!(
         "something writes to {dev} past its filesystem (a swap file does) or to another part of its disk, and those \
-         writes took too long to end, or another filesystem of the same disk was being written back (sync) for a minute; dmesg says \
-         which. Nothing was done: try again when the disk is less busy"
+         writes took too long to end, or another filesystem of the same disk was being written back (sync) for a \
+         minute; dmesg says which. Nothing was done: try again when the disk is less busy"
     )
 }
 

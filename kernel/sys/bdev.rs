@@ -93,7 +93,8 @@ impl Bdev {
     }
 
     /// Waits until no write is under way, to it or to its disk, where the caller keeps new ones away from all of that;
-    /// at most `ms` milliseconds. False: there still are some. Devices that keep no statistics (`queue/iostats`) never have any. Sleeps.
+    /// at most `ms` milliseconds. False: there still are some. Devices that keep no statistics (`queue/iostats`) never
+    /// have any. Sleeps.
     pub(crate) fn writes_settle(self, ms: u32) -> bool {
         // SAFETY: Valid by the type invariant.
         unsafe { ffi::dbd_writes_settle(self.as_ptr(), ms) }
