@@ -64,7 +64,8 @@ enum Next {
 pub(crate) struct HoldQueue {
     id: u64,
     bdev: Bdev,
-    /// The range of the disk that is tracked, in sectors: as in [`Tracker`].
+    /// The range of the disk that is tracked, in sectors. Fixed: a device that grows online is
+    /// outgrown.
     start: u64,
     sectors: u64,
     origin: Arc<Origin>,
@@ -201,6 +202,7 @@ impl HoldQueue {
     }
 
     /// The blocks that a bio touches, as first block and count; none: it goes elsewhere on the disk, or nowhere.
+    #[inline]
     fn range(&self, bio: BioRef<'_>) -> Option<(u64, u64)> {
         decide::block_range(bio.sector(), bio.sectors(), self.start, self.sectors)
     }
@@ -225,10 +227,6 @@ pub(crate) enum Action {
 pub(crate) struct Tracker {
     id: u64,
     pub(crate) bdev: Bdev,
-    /// The range of the disk that is tracked, in sectors. Fixed: a device that grows online is
-    /// outgrown.
-    start: u64,
-    sectors: u64,
     epoch: RcuCell<Epoch>,
     /// Set for good when tracking has ended. Guards the publication of epochs.
     #[pin]
@@ -299,8 +297,6 @@ impl Tracker {
             pin_init!(Self {
                 id,
                 bdev,
-                start,
-                sectors,
                 epoch: RcuCell::empty(),
                 ended <- new_spinlock!(false, "dattobd::ended"),
                 listening: AtomicBool::new(false),
@@ -356,11 +352,11 @@ impl Tracker {
 
     /// The probe's work for a bio that only reads.
     pub(crate) fn on_read(&self, bio: BioRef<'_>) {
-        if self.listening.load(Ordering::Relaxed) && bio.disk() == self.bdev.disk() {
-            let (from, len) = (bio.sector(), bio.sectors());
-            if decide::block_range(from, len, self.start, self.sectors).is_some() {
-                self.tell();
-            }
+        if self.listening.load(Ordering::Relaxed)
+            && bio.disk() == self.bdev.disk()
+            && self.hold.range(bio).is_some()
+        {
+            self.tell();
         }
     }
 
@@ -513,9 +509,7 @@ impl Tracker {
         if bio.disk() != self.bdev.disk() {
             return Action::Pass;
         }
-        let Some((block, len)) =
-            decide::block_range(bio.sector(), bio.sectors(), self.start, self.sectors)
-        else {
+        let Some((block, len)) = self.hold.range(bio) else {
             // What the disk has under way is counted for all of it.
             return match self.hold.shut.load(Ordering::Relaxed) {
                 true => Action::Redirect,
@@ -568,8 +562,7 @@ impl Tracker {
 
     /// Enters the blocks of a bio that waits in the change maps of now.
     pub(crate) fn mark_again(&self, guard: &rcu::Guard, bio: BioRef<'_>) {
-        let range = decide::block_range(bio.sector(), bio.sectors(), self.start, self.sectors);
-        if let (Some((block, len)), Some(epoch)) = (range, self.epoch.read(guard)) {
+        if let (Some((block, len)), Some(epoch)) = (self.hold.range(bio), self.epoch.read(guard)) {
             epoch.changes.mark(block, len);
             if let Some(previous) = &epoch.previous {
                 previous.mark(block, len);
