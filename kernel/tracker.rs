@@ -35,8 +35,9 @@ use kernel::{
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// How long a point waits for what a disk without a queue has under way, in milliseconds. The filesystem is
-/// frozen meanwhile, and writes elsewhere on the disk wait; a disk that is well takes a hundredth of it.
-const SETTLE_MS: u32 = 1000;
+/// frozen meanwhile, and writes elsewhere on the disk wait. A disk at rest takes a thousandth of it; a busy array
+/// of hard disks, with hundreds of requests under way, whole seconds: that is no reason to refuse it a backup.
+const SETTLE_MS: u32 = 5000;
 
 /// Whom bios may have to wait for. The epoch with them is published under the same lock: a bio that waits for its
 /// snapshot and its logs is entered in its maps.
