@@ -110,8 +110,8 @@ p50 / p99 / p99.9 in microseconds, wall time, medians of the repetitions.
   first ones: of a new snapshot, in a new era. A load touches every block of the file in the end, which suits large chunks: one
   copy of 64 KiB then serves sixteen random writes.
 * **Bare device**: the same filesystem and file, the module not loaded, no device mapper. What was measured between two of
-  its measurements that differ by more than 15 % is repeated, twice at most. By wall time each repetition measures `engine`'s,
-  `reads`' and `costs`' loads three times, the bare device in between: one of them says little, as bare ones differ by 5 %, too.
+  its measurements that differ by more than 15 % is repeated, twice at most. By wall time each repetition measures `engine`'s and
+  `reads`' loads three times, the bare device in between: one of them says little, as bare ones differ by 5 %, too.
 * **Disks are in memory**, as first overwrites turn one write into a read and two writes: the ratios only mean something when a read
   costs no more than a write.
   *By wall time* they are virtio disks whose images lie in the host's memory, allocated beforehand, so that the disk's
