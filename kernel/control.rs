@@ -35,6 +35,7 @@ impl Control {
         // SAFETY: the caller's promise.
         let hibernation = unsafe { HibernationWatch::new() }?;
         let outlet = Outlet::new()?;
+        params::settle_copy_memory();
         let devices = Devices::new(params::settle_max_devices(), outlet.clone())?;
         let info = ProcFile::create(c"datto-info", 0o444, Info::new(devices.clone()))?;
         let node = MiscNode::register(c"datto-ctl", 0o600, ControlCalls::new(devices.clone()))?;

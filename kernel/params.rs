@@ -2,7 +2,7 @@
 //! Module parameters with their bounds applied. The variables are in shim_ctl.c.
 
 use crate::logic::state;
-use crate::sys::module;
+use crate::sys::{module, page};
 
 /// Least memory for copies of one device: two of the largest writes of copies (1 MiB), so that one
 /// can be filled while the other is written.
@@ -27,13 +27,30 @@ pub(crate) fn fallocate_percentage() -> u32 {
     module::cow_fallocate_percentage_default()
 }
 
-/// Bytes of old data that one device may keep in memory before writers wait. Read when a snapshot
-/// is taken.
+/// 32 MiB: at 500 MB/s of first overwrites that is 60 ms of slack for the COW writes, and 24 devices together
+/// stay below 1 GiB.
 ///
-/// 32 MiB by default: at 500 MB/s of first overwrites that is 60 ms of slack for the COW writes,
-/// and 24 devices together stay below 1 GiB.
+/// No more than 1/16 of the memory, as nobody can reclaim a copy before it is written: a machine of 206 MiB
+/// ran out of memory over 32 MiB of them (`s2-memory`).
+fn default_copy_memory() -> u64 {
+    (32 << 20).min(page::memory() / 16)
+}
+
+/// Makes sysfs show the default of `copy_memory_max`, when nobody gave one.
+pub(crate) fn settle_copy_memory() {
+    if module::copy_memory_max() == 0 {
+        module::set_copy_memory_max(default_copy_memory());
+    }
+}
+
+/// Bytes of old data that one device may keep in memory before writers wait. Read when a snapshot
+/// is taken. 0 means the default.
 pub(crate) fn copy_memory_max() -> u64 {
-    module::copy_memory_max().clamp(MIN_COPY_MEMORY, MAX_COPY_MEMORY)
+    let bytes = match module::copy_memory_max() {
+        0 => default_copy_memory(),
+        given => given,
+    };
+    bytes.clamp(MIN_COPY_MEMORY, MAX_COPY_MEMORY)
 }
 
 /// Time between two checkpoints of a device, while there is something to do: how old a mark gets that no

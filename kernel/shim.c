@@ -262,6 +262,11 @@ bool dbd_page_is_sole(struct page *page)
 	return page_count(page) == 1;
 }
 
+u64 dbd_memory(void)
+{
+	return (u64)totalram_pages() << PAGE_SHIFT;
+}
+
 void dbd_zero_rest_of_page(struct page *page, unsigned int offset)
 {
 	memzero_page(page + offset / PAGE_SIZE, offset % PAGE_SIZE, PAGE_SIZE - offset % PAGE_SIZE);

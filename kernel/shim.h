@@ -39,6 +39,7 @@ unsigned int dbd_page_order(struct page *page);
 void dbd_get_page(struct page *page);
 void dbd_put_page(struct page *page);
 bool dbd_page_is_sole(struct page *page);
+u64 dbd_memory(void);
 void dbd_zero_rest_of_page(struct page *page, unsigned int offset);
 void dbd_gate_wait(atomic64_t *count);
 void dbd_gate_wake(atomic64_t *count);

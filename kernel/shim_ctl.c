@@ -43,10 +43,10 @@ int dattobd_may_hook_syscalls = 1;
 module_param_named(may_hook_syscalls, dattobd_may_hook_syscalls, int, 0444);
 MODULE_PARM_DESC(may_hook_syscalls, "Accepted and ignored (no system call is ever hooked)");
 
-unsigned long dattobd_copy_memory_max = 32UL << 20;
+unsigned long dattobd_copy_memory_max;
 module_param_named(copy_memory_max, dattobd_copy_memory_max, ulong, 0644);
 MODULE_PARM_DESC(copy_memory_max,
-		 "Bytes of old data that one device keeps in memory before writers wait (default 33554432, at least 2097152, at most 4294967296; read when a snapshot is taken)");
+		 "Bytes of old data that one device keeps in memory before writers wait (default 33554432, or 1/16 of the memory if that is less, as 0 means too; at least 2097152, at most 4294967296; read when a snapshot is taken)");
 
 unsigned int dattobd_checkpoint_ms = 10000;
 module_param_named(checkpoint_ms, dattobd_checkpoint_ms, uint, 0644);

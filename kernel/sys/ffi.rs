@@ -48,6 +48,7 @@ extern "C" {
     pub(super) fn dbd_get_page(page: *mut bindings::page);
     pub(super) fn dbd_put_page(page: *mut bindings::page);
     pub(super) fn dbd_page_is_sole(page: *mut bindings::page) -> bool;
+    pub(super) fn dbd_memory() -> u64;
     pub(super) fn dbd_zero_rest_of_page(page: *mut bindings::page, offset: c_uint);
     pub(super) fn dbd_gate_wait(count: *mut bindings::atomic64_t);
     pub(super) fn dbd_gate_wake(count: *mut bindings::atomic64_t);

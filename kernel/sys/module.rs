@@ -72,6 +72,12 @@ pub(crate) fn copy_memory_max() -> u64 {
     unsafe { &dattobd_copy_memory_max }.load(Ordering::Relaxed)
 }
 
+/// Makes sysfs show the default of `copy_memory_max`.
+pub(crate) fn set_copy_memory_max(bytes: u64) {
+    // SAFETY: as in `cow_max_memory_default`; a C `unsigned long` that is not const.
+    unsafe { &dattobd_copy_memory_max }.store(bytes, Ordering::Relaxed)
+}
+
 /// Parameter `checkpoint_ms` as given.
 pub(crate) fn checkpoint_ms() -> u32 {
     // SAFETY: as in `cow_max_memory_default`.

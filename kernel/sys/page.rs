@@ -8,6 +8,12 @@ use kernel::bindings;
 /// Pages of the largest buffer, as a power of two: 1 MiB.
 pub(crate) const MAX_ORDER: u32 = 8;
 
+/// Bytes of memory that this machine has.
+pub(crate) fn memory() -> u64 {
+    // SAFETY: no preconditions.
+    unsafe { ffi::dbd_memory() }
+}
+
 /// One reference to a buffer of 2^n pages in a row. A page is a block.
 ///
 /// # Invariants
