@@ -6,8 +6,11 @@
 //! 1. The header block of the running COW file and its private structures read as zeros, always. Its index
 //!    does not count as the file's here (rule 4): nobody writes there before the file is handed over. (Where
 //!    blocks are counted, see [`super::extents`], nor does the header.)
-//! 2. A data block of the running COW file that was taken for a copy reads as zeros.
-//! 3. A preserved block is read from its copy; the index says where that is.
+//! 2. A preserved block is read from its copy; the index says where that is.
+//! 3. A data block of the running COW file that was taken for a copy reads as zeros. Such a block can be
+//!    preserved as well, and is not the file's then (rule 2): the file has gained it after the point, when it
+//!    held something of others that had been copied away before. (What the file had at the point is never
+//!    preserved: a write there by others ends the snapshot.)
 //! 4. Everything else is read from the origin, data blocks of the COW file that were not taken yet
 //!    among it. Claimed blocks too: the overwrite is not issued before they are preserved.
 //!
@@ -100,7 +103,10 @@ impl<'a> View<'a> {
             } else {
                 let (taken, n) = self.space.taken_run(own.file_block, own.len);
                 if taken {
-                    return (Source::Zero, n);
+                    return match self.preserved.run(block, n) {
+                        (true, n) => (Source::Copy, n),
+                        (false, n) => (Source::Zero, n),
+                    };
                 }
                 max = n;
             }

@@ -54,7 +54,8 @@ fn naive(
     map: &Preserved,
 ) -> Source {
     match owners[block as usize] {
-        Some(f) if f < first_data || space.is_taken(f) => return Source::Zero,
+        Some(f) if f < first_data => return Source::Zero,
+        Some(f) if space.is_taken(f) && !map.all(block, 1) => return Source::Zero,
         _ => {}
     }
     match map.all(block, 1) {
@@ -158,10 +159,17 @@ fn own_blocks_read_as_the_contract_says() {
             (15, 85, Source::Origin)
         ]
     );
-    // These rules win over the copies.
+    // Copies win over what the file has put there since, but not over what is private.
     map.reserve(0, BLOCKS).unwrap();
     map.set(12, 2);
-    assert_eq!(sources(view)[1], (10, 5, Source::Zero));
+    assert_eq!(
+        sources(view)[1..4],
+        [
+            (10, 3, Source::Zero),
+            (13, 1, Source::Copy),
+            (14, 1, Source::Zero)
+        ]
+    );
 }
 
 #[test]
