@@ -112,6 +112,12 @@ pub(crate) fn ask_again(bio: HeldBio, from: u64) {
     send_on(bio, from);
 }
 
+/// The same for a bio that waited while the disk came to rest: another tracker of the disk, asked before, may have
+/// had a snapshot point meanwhile. The disk did not have the bio under way, so it belongs to the time behind that.
+pub(crate) fn ask_all_again(bio: HeldBio) {
+    send_on(bio, 0);
+}
+
 fn send_on(bio: HeldBio, first: u64) {
     let next = {
         let guard = rcu::read_lock();

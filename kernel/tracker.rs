@@ -118,7 +118,7 @@ impl HoldQueue {
             }
             Next::Mark(log) => Log::park(&log, bio),
             Next::AskAgain => {
-                intercept::ask_again(bio, self.id);
+                intercept::ask_all_again(bio);
                 self.held.leave();
             }
             Next::Go(snapshot) => {
@@ -150,7 +150,7 @@ impl HoldQueue {
     fn let_in(&self) {
         let mut waiting = self.at_door.take();
         while let Some(bio) = waiting.pop_front() {
-            intercept::ask_again(bio, self.id);
+            intercept::ask_all_again(bio);
             self.held.leave();
         }
     }
