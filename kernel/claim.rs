@@ -348,7 +348,13 @@ fn old_read(
         Patience::None => snap
             .read_pool
             .try_alloc(snap.bdev, vecs as u16, op, sector, payload)
-            .map_err(|_| Stop::Sleeps(block))?,
+            .map_err(|_| {
+                // It may be of the reserve.
+                if let Some(buffer) = pages.take() {
+                    snap.ring.lock().unused(buffer);
+                }
+                Stop::Sleeps(block)
+            })?,
         // Until an earlier read completes; the `finish` queue sees to that.
         Patience::Sleep => snap.read_pool.alloc(snap.bdev, vecs as u16, op, sector, payload),
     };

@@ -138,6 +138,11 @@ impl CopyRing {
         self.memory.take_large(blocks, self.used)
     }
 
+    /// Takes back a buffer that was not needed.
+    pub(crate) fn unused(&mut self, pages: CopyPages) {
+        self.memory.give(pages, self.used);
+    }
+
     /// Nothing is on its way, and yet more memory is kept than the reserve.
     pub(crate) fn can_shrink(&self) -> bool {
         self.used == 0 && self.memory.can_shrink()
