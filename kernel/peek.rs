@@ -60,10 +60,11 @@ pub(crate) fn first_block(
     block: &mut [u8; 4096],
 ) -> Result {
     let result = without_replay(origin, minor, path, block);
-    let Err(e @ (EBADMSG | EUCLEAN | EIO)) = result else { return result };
-    // A power cut may have torn a block that is on the way. What was to be written there is in the journal.
+    let Err(e @ (EBADMSG | EUCLEAN | EIO | ENOENT)) = result else { return result };
+    // A power cut may have torn a block that is on the way, or come when one of two blocks of a directory had been
+    // written home, between which entries had moved. What was to be written there is in the journal.
     pr_notice!(
-        "datto{}: the filesystem of {} is damaged as it is on disk (error {}): it is looked at with its journal \
+        "datto{}: {} cannot be read in the filesystem as it is on disk (error {}): it is looked at with its journal \
          replayed in memory\n",
         minor,
         BStr::from_bytes(path.to_bytes()),
