@@ -13,6 +13,7 @@ use crate::reload_list::{self, Entry, List, Mode};
 use crate::stable_name;
 use anyhow::{Context, Result};
 use dattobd_client::control::Control;
+use dattobd_client::tell;
 use ioctl_abi::ioctl::STATUS_CHAIN_BROKEN;
 use std::env;
 use std::ffi::CString;
@@ -36,13 +37,13 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Tells somebody. In an initramfs only the kernel log is still there later.
 fn say(b: &Boot, text: &str) {
-    eprintln!("dbdctl: {text}");
     if b.root.is_some() && !b.dry_run {
         if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
             // In one write: each is a line.
             let _ = log.write_all(format!("<4>dattobd: {text}\n").as_bytes());
         }
     }
+    tell!("dbdctl: {text}");
 }
 
 /// Loads a module, as the kernel's own loader would.

@@ -9,9 +9,11 @@ use crate::boot;
 use crate::explain::{self, Asked};
 use crate::keep::{path_in, Keeper};
 use crate::mounts;
+use crate::picked_up;
 use crate::signals::Held;
 use anyhow::{anyhow, bail, Context, Result};
 use dattobd_client::control::Control;
+use dattobd_client::tell;
 use ioctl_abi::ioctl::{
     Info, LIMIT_MAX_DEVICES, STATE_ACTIVE, STATE_SNAPSHOT, STATUS_CHAIN_BROKEN, STATUS_NOT_RECORDED,
 };
@@ -115,7 +117,8 @@ impl Machine for Real {
                     cow: &cow,
                 };
                 anyhow!(explain::call(&control, asked, info.minor, e))
-            })
+            })?;
+        picked_up::check(&control, info.minor, &bdev, &cow)
     }
 
     fn signalled(&mut self) -> Option<Signal> {
@@ -133,7 +136,7 @@ pub fn run(keeper: &Keeper) -> Result<()> {
     let mut machine = Real(Held::new());
     let devices = exchange(&mut machine, |info| keeper.is_now(info))?;
     if let Some(signal) = machine.signalled() {
-        eprintln!(
+        tell!(
             "dbdctl: {signal} came when the old module had gone: the exchange was finished first"
         );
     }

@@ -9,6 +9,7 @@
 use crate::mounts;
 use crate::reload_list::{self, Entry, List, Mode};
 use crate::stable_name;
+use dattobd_client::tell;
 use ioctl_abi::ioctl::{Info, STATE_SNAPSHOT};
 use std::env;
 use std::ffi::OsStr;
@@ -48,11 +49,19 @@ fn same_device(a: &Path, b: &Path) -> bool {
         || stable_name::device_number(a).is_some_and(|n| stable_name::device_number(b) == Some(n))
 }
 
+/// Whether the entry is of the device although that is known to the driver by a name that leads nowhere any more (a
+/// logical volume that was renamed): then the entry's own name, which does, is the better one.
+fn outlives(entry: &Entry, bdev: &Path, cow: &Path) -> bool {
+    (entry.cow == cow || entry.next.as_deref() == Some(cow))
+        && stable_name::device_number(bdev).is_none()
+        && stable_name::device_number(&entry.device).is_some()
+}
+
 /// The entry of a device that is tracked, and that the list may lack or have wrong.
 fn entry_of(list: &List, info: &Info) -> Entry {
     let (bdev, cow) = (path_in(&info.bdev), path_in(&info.cow));
     let mut entry = match list.get(info.minor) {
-        Some(e) if same_device(&e.device, &bdev) => e.clone(),
+        Some(e) if same_device(&e.device, &bdev) || outlives(e, &bdev, &cow) => e.clone(),
         _ => Entry::new(info.minor, stable_name::of(&bdev), cow.clone()),
     };
     // A transition that went unnoticed (--no-boot-list, a dbdctl that was killed) left this to be done.
@@ -73,7 +82,7 @@ impl Keeper {
     fn change(&self, change: impl FnOnce(&mut List)) {
         let Some(path) = &self.0 else { return };
         if let Err(e) = reload_list::update(path, change) {
-            eprintln!(
+            tell!(
                 "dbdctl: warning: {} could not be brought up to date ({e}): after a reboot a full copy may be \
                  needed",
                 path.display()
@@ -262,6 +271,31 @@ mod tests {
         assert_eq!(list(&k).get(0).unwrap().cache, Some(5));
         assert!(k.forget(0));
         assert!(!k.forget(0));
+    }
+
+    /// After `lvrename` the driver still has the old name.
+    #[test]
+    fn an_entry_whose_name_lasts_is_kept() {
+        let (_dir, k) = keeper();
+        let loops = fs::read_dir("/dev")
+            .unwrap()
+            .filter_map(Result::ok)
+            .map(|e| e.path());
+        let Some(there) = loops
+            .into_iter()
+            .find(|p| stable_name::device_number(p).is_some())
+        else {
+            return;
+        };
+        let fresh = |k: &Keeper| k.change(|l| l.put(Entry::new(0, there.clone(), "/.a".into())));
+        fresh(&k);
+        k.next_snapshot(&info(0, "/dev/none", "/.a", 2), "/.b".into());
+        k.is_now(&info(0, "/dev/none", "/.b", 3));
+        let e = list(&k).get(0).cloned().unwrap();
+        assert_eq!((&e.device, e.cow.as_path()), (&there, Path::new("/.b")));
+        // With another file it is of another device.
+        k.is_now(&info(0, "/dev/none", "/.c", 3));
+        assert_eq!(list(&k).get(0).unwrap().device, Path::new("/dev/none"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod keep;
 mod man;
 mod mounts;
 mod peek;
+mod picked_up;
 mod reload_list;
 mod signals;
 mod stable_name;
@@ -20,14 +21,14 @@ use anyhow::{anyhow, Context, Result};
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use dattobd_client::control::Control;
+use dattobd_client::tell;
 use explain::Asked;
-use ioctl_abi::ioctl::STATUS_CHAIN_BROKEN;
 use keep::Keeper;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{self, Path};
 use std::process::ExitCode;
 
 /// What the C tool exits with when an operation fails.
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if broken_pipe(&e) => ExitCode::from(FAILED),
         Err(e) => {
-            eprintln!("dbdctl: {e:#}");
+            tell!("dbdctl: {e:#}");
             ExitCode::from(FAILED)
         }
     }
@@ -54,6 +55,11 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
 
 fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).context("a path must not contain a NUL byte")
+}
+
+/// A device's name as others can use it later, from any folder.
+fn absolute(bdev: &Path) -> Result<path::PathBuf> {
+    path::absolute(bdev).with_context(|| format!("{} is no path", bdev.display()))
 }
 
 fn open() -> Result<Control> {
@@ -165,6 +171,7 @@ fn setup(
     cow: &Path,
     minor: u32,
 ) -> Result<()> {
+    let bdev = &absolute(bdev)?;
     let (b, c) = (c_string(bdev.as_os_str())?, c_string(cow.as_os_str())?);
     let control = open()?;
     // The entry of a device that is there is not this command's; and with a path that leads nowhere the
@@ -220,39 +227,17 @@ fn destroy(keeper: &Keeper, minor: u32) -> Result<()> {
 }
 
 fn reload(r: &cli::Reload, snapshot: bool) -> Result<()> {
-    let (bdev, cow) = (c_string(r.bdev.as_os_str())?, c_string(&r.cow)?);
+    let (device, cow_path) = (absolute(&r.bdev)?, Path::new(&r.cow));
+    let (bdev, cow) = (c_string(device.as_os_str())?, c_string(&r.cow)?);
     let asked = Asked::Reload {
-        bdev: &r.bdev,
-        cow: Path::new(&r.cow),
+        bdev: &device,
+        cow: cow_path,
     };
-    call(asked, r.minor, |c| {
+    let control = open()?;
+    explained(&control, asked, r.minor, |c| {
         c.reload(&bdev, &cow, r.cache_size.unwrap_or(0), r.minor, snapshot)
     })?;
-    let control = open()?;
-    let info = control.info(r.minor).ok();
-    let flags = control.status(r.minor).map_or(0, |s| s.flags);
-    match info {
-        None => Ok(()),
-        Some(info) if info.error == 0 => Ok(()),
-        // What a crash leaves of a snapshot: the change map.
-        _ if flags & STATUS_CHAIN_BROKEN == 0 => {
-            eprintln!(
-                "dbdctl: the snapshot is gone, the changes since it was taken are kept: mount {}, then \
-                 `dbdctl drop-snapshot {}`",
-                r.bdev.display(),
-                r.minor
-            );
-            Ok(())
-        }
-        Some(info) => Err(anyhow!(
-            "{} on {} cannot be picked up: {}. The kernel log says more. Nothing is tracked: `dbdctl \
-             destroy {}`, then take a new first snapshot with setup-snapshot, and a full copy",
-            Path::new(&r.cow).display(),
-            r.bdev.display(),
-            explain::reason(&info),
-            r.minor
-        )),
-    }
+    picked_up::check(&control, r.minor, &device, cow_path)
 }
 
 /// A number is a minor, unless a file of that name exists.

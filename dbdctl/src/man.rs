@@ -24,9 +24,19 @@ fn page(command: Command, folder: &Path, name: &str) -> Result<()> {
 /// The folder cannot be written to.
 pub fn write(folder: &Path) -> Result<()> {
     let dbdctl = Cli::command();
+    let global: Vec<_> = dbdctl
+        .get_arguments()
+        .filter(|a| a.is_global_set())
+        .collect();
     for sub in dbdctl.get_subcommands().filter(|c| !c.is_hide_set()) {
-        page(sub.clone(), folder, &format!("dbdctl-{}", sub.get_name()))?;
+        let name = sub.get_name();
+        let sub = sub
+            .clone()
+            .args(global.iter().copied())
+            .bin_name(format!("dbdctl {name}"));
+        page(sub, folder, &format!("dbdctl-{name}"))?;
     }
-    page(dbdctl, folder, "dbdctl")?;
+    // There is no page for it.
+    page(dbdctl.disable_help_subcommand(true), folder, "dbdctl")?;
     page(update_img::cli::Cli::command(), folder, "update-img")
 }

@@ -33,6 +33,43 @@ fn help_and_version_succeed() {
     }
 }
 
+/// Not with that of a panic.
+#[test]
+fn with_a_stderr_that_takes_nothing_the_exit_code_is_the_same() {
+    for (args, code) in [(&["changed", "/nonexistent"][..], 255), (&["destroy"], 2)] {
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let status = Command::new(env!("CARGO_BIN_EXE_dbdctl"))
+            .args(args)
+            .stderr(full)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+}
+
+#[test]
+fn each_page_says_what_to_type_and_names_pages_that_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = dbdctl(&["man", dir.path().to_str().unwrap()]);
+    assert!(o.status.success(), "{}", stderr(&o));
+    let page = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let sub = page("dbdctl-setup-snapshot.8");
+    assert!(sub.contains("dbdctl setup\\-snapshot"), "{sub}");
+    assert!(sub.contains("no\\-boot\\-list"), "{sub}");
+    let all = page("dbdctl.8");
+    for line in all
+        .lines()
+        .filter(|l| l.starts_with("dbdctl") && l.ends_with("(8)"))
+    {
+        let name = line.replace('\\', "").replace("(8)", ".8");
+        assert!(dir.path().join(&name).exists(), "{name}");
+    }
+    assert!(all.contains("dbdctl\\-setup\\-snapshot(8)"), "{all}");
+}
+
 #[test]
 fn usage_mistakes_fail_and_say_why() {
     for args in [

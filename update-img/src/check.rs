@@ -196,7 +196,7 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
     let running = driver.running(snapshot)?;
     let (bytes, have) = (size_of(&source, snapshot)?, size_of(&target, image)?);
     ensure!(
-        bytes == have,
+        fits(meta.is_file(), have, bytes),
         "the image {} has {have} bytes, the snapshot {} has {bytes}: it is not an image of this \
          device, or it was cut short. Take a full copy instead",
         image.display(),
@@ -209,6 +209,12 @@ pub fn open(driver: &dyn Driver, snapshot: &Path, image: &Path, write: bool) -> 
         bytes,
         running,
     })
+}
+
+/// Whether an image of `have` bytes can be one of a device of `bytes` bytes. A block device may be larger: what is
+/// behind is left alone.
+fn fits(is_file: bool, have: u64, bytes: u64) -> bool {
+    have == bytes || (!is_file && have > bytes)
 }
 
 /// Makes sure that the image does not lie on the very device that it is an image of: each update would be a change

@@ -6,6 +6,7 @@ use crate::history;
 use crate::record::{self, Found, Record, SnapshotId, Stamp, State};
 use anyhow::{bail, Context, Result};
 use dattobd_client::cow_file::CowFile;
+use dattobd_client::tell;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,7 @@ pub struct Ledger {
 
 fn note(quiet: bool, text: &str) {
     if !quiet {
-        eprintln!("update-img: note: {text}");
+        tell!("update-img: note: {text}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! See `update-img --help`, [`update_img::cli`].
 
 use clap::Parser;
+use dattobd_client::tell;
 use std::process::ExitCode;
 use update_img::check::Kernel;
 use update_img::cli::Cli;
@@ -13,13 +14,13 @@ static STAGE: Stage = Stage::new();
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(e) = signals::watch(&STAGE) {
-        eprintln!("update-img: cannot watch for signals: {}", e.desc());
+        tell!("update-img: cannot watch for signals: {}", e.desc());
         return ExitCode::from(run::FAILED);
     }
     match run::run(&cli, &Kernel, &STAGE, &mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("update-img: {e:#}");
+            tell!("update-img: {e:#}");
             ExitCode::from(run::exit_status(&e))
         }
     }

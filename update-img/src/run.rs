@@ -10,7 +10,7 @@ use crate::stage::{Progress, Stage, PARTLY, UNTOUCHED};
 use crate::verify::{self, Compared};
 use anyhow::{anyhow, bail, Context, Result};
 use dattobd_client::cow_file::Union;
-use dattobd_client::human;
+use dattobd_client::{human, tell};
 use ioctl_abi::cow::{Geometry, BLOCK_SIZE};
 use serde_json::{json, Value};
 use std::fmt;
@@ -284,7 +284,7 @@ fn judge(cli: &Cli, pair: &Pair, compared: &Compared, out: &mut dyn Write) -> Re
     }
     let mut named = 0;
     for e in compared.different.iter().take(NAMED) {
-        eprintln!(
+        tell!(
             "differs: blocks {}..{} (of 4096 bytes)",
             e.start,
             e.start + e.len
@@ -292,7 +292,7 @@ fn judge(cli: &Cli, pair: &Pair, compared: &Compared, out: &mut dyn Write) -> Re
         named += e.len;
     }
     if compared.blocks > named {
-        eprintln!("… and {} more blocks", compared.blocks - named);
+        tell!("… and {} more blocks", compared.blocks - named);
     }
     Err(anyhow::Error::new(Differs {
         image: pair.image_path.clone(),

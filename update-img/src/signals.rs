@@ -2,6 +2,7 @@
 //! Signals that end the program. They only end it when it has said what state the image is in.
 
 use crate::stage::Stage;
+use dattobd_client::tell;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{signal, SigHandler, SigSet, Signal};
@@ -47,7 +48,7 @@ pub fn watch(stage: &'static Stage) -> Result<(), Errno> {
         stage.interrupt(128 + signal as i32, |state| {
             // Behind the progress line.
             let line = if io::stderr().is_terminal() { "\n" } else { "" };
-            eprintln!("{line}update-img: ended by {signal}; {state}");
+            tell!("{line}update-img: ended by {signal}; {state}");
         });
     });
     Ok(())

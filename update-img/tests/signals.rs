@@ -46,7 +46,8 @@ fn main() {
     a_signal_that_was_ignored_stays_ignored();
     a_limit_of_file_size_is_an_error_not_a_death();
     a_half_update_notes_when_it_wrote_last();
-    println!("signals: 4 tests passed");
+    with_nobody_to_be_told_a_signal_ends_it_too();
+    println!("signals: 5 tests passed");
 }
 
 /// A child comes to a stage, says so, and stays there.
@@ -207,6 +208,37 @@ fn a_signal_ends_it_and_it_says_what_state_the_image_is_in() {
         assert!(said.contains(word), "{part}, {signal}: {said}");
         assert!(said.contains(signal.as_str()), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+/// A terminal that has hung up, a pipe whose reader has gone.
+fn with_nobody_to_be_told_a_signal_ends_it_too() {
+    for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .env(PART, "writing")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        drop(said);
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        for _ in 0..100 {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        // So that it is not left behind if it does not end by itself.
+        let _ = child.kill();
+        let status = child.wait().unwrap();
+        assert_eq!(
+            status.code(),
+            Some(128 + signal as i32),
+            "{signal}: {status}"
+        );
     }
 }
 
