@@ -85,6 +85,12 @@ if command -v dracut >/dev/null; then
     quiet dracut --force --hostonly --no-hostonly-cmdline /tmp/dracut.img "$KERNEL"
     lsinitrd /tmp/dracut.img >/tmp/files
     has /tmp/files sbin/dbdctl dattobd.ko 59-dattobd.rules
+    # Where `make install` puts it.
+    mv /usr/sbin/dbdctl /usr/local/sbin/
+    quiet dracut --force --hostonly --no-hostonly-cmdline /tmp/dracut.img "$KERNEL"
+    mv /usr/local/sbin/dbdctl /usr/sbin/
+    lsinitrd /tmp/dracut.img >/tmp/files
+    has /tmp/files ' usr/sbin/dbdctl' dattobd.ko 59-dattobd.rules
 fi
 
 step "an initramfs by initramfs-tools"

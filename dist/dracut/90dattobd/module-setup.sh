@@ -3,8 +3,16 @@
 # Puts dbdctl, the module and the udev rule into dracut's initramfs, so that a tracked root filesystem is
 # announced before it is mounted.
 
+# Where dbdctl is: dracut itself looks in a few folders only, and `make install` has another one.
+dattobd_dbdctl() {
+    PATH=$PATH:/usr/local/sbin command -v dbdctl
+}
+
 check() {
-    require_binaries dbdctl || return 1
+    if ! dattobd_dbdctl >/dev/null; then
+        dinfo "dattobd: there is no dbdctl, a tracked root filesystem will not be picked up"
+        return 1
+    fi
     return 0
 }
 
@@ -21,7 +29,8 @@ installkernel() {
 }
 
 install() {
-    inst_multiple dbdctl modprobe
+    inst "$(dattobd_dbdctl)" /usr/sbin/dbdctl
+    inst_multiple modprobe
     inst_rules 59-dattobd.rules
     inst_multiple -o /etc/modprobe.d/dattobd.conf
     # shellcheck disable=SC2154 # dracut sets moddir
