@@ -191,10 +191,8 @@ impl Device {
         }
         live.snapshot_mode = false;
         live.free_at_point = None;
-        let keep = match live.log {
-            Some(_) => live.geometry.private().end,
-            None => live.geometry.first_data_position(),
-        };
+        // What is guarded from now on, with a record in it or without: others must not get any of it.
+        let keep = live.geometry.private().end;
         let bytes = file.bytes_to_keep(keep);
         if let Some(log) = live.log.as_ref() {
             // Before the blocks go: a file that is longer than its list is still the same file. What
