@@ -148,6 +148,13 @@ impl Device {
         }
     }
 
+    /// After a mount: while there was none the watermark may have been passed, and nothing could grow.
+    pub(crate) fn rearm_auto_expand(this: &Arc<Self>, live: &Live) {
+        if let Some(auto) = this.auto_expand() {
+            Self::arm(this, live, auto);
+        }
+    }
+
     fn arm(this: &Arc<Self>, live: &Live, auto: AutoExpand) {
         if let Some(snapshot) = live.snapshot.as_ref() {
             let mark = watermark(auto.step_mib, snapshot.space.total_blocks());
@@ -220,7 +227,8 @@ impl Device {
                 e.to_errno(),
                 left
             );
-            snapshot.set_low_water(left / 2);
+            // 0 would mean never.
+            snapshot.set_low_water((left / 2).max(1));
         }
     }
 
@@ -243,6 +251,10 @@ impl Device {
         // The guard first: when copies go to the new blocks, a write there by others is noticed.
         drop(self.switch(tracker, epoch)?.wait());
         snapshot.add_space(&gained, &usable)?;
+        if let Some(auto) = self.auto_expand() {
+            // It may be lower after attempts that failed.
+            snapshot.set_low_water(watermark(auto.step_mib, snapshot.space.total_blocks()));
+        }
         live.cow_extents = cow_extents;
         self.show(live);
         Ok(usable

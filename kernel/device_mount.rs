@@ -122,6 +122,7 @@ impl Device {
                 view.joining = false;
                 view.unverified = false;
                 drop(view);
+                Self::rearm_auto_expand(this, live);
                 if live.behind {
                     Self::look_later(this);
                 }
