@@ -7,7 +7,7 @@ use kernel::str::{BStr, CString};
 use kernel::sync::Arc;
 
 use crate::abi::cow::{self, Geometry, PrivateLayout, BLOCK_SIZE, HEADER_BYTES};
-use crate::cow_file::{split_off, CowFile, Layout, OriginPlace};
+use crate::cow_file::{cut, split_off, CowFile, Layout, OriginPlace};
 use crate::events::UnmountHandler;
 use crate::logic::extents::{locate, validate, validate_counted, FileExtent};
 use crate::logic::private_format::EXTENTS_PER_BLOCK;
@@ -234,6 +234,10 @@ pub(crate) fn load_extents(
         return Err(unsupported(path, "the file came to lie on another device"));
     }
     let blocks = file.size() / BLOCK_SIZE;
+    if let Layout::Whole = layout {
+        // A filesystem block of more than 4096 bytes can reach behind the end.
+        cut(&mut extents, blocks);
+    }
     let valid = match layout {
         Layout::Whole => validate(&extents, blocks, place.blocks),
         Layout::Counted { .. } => validate_counted(&extents, blocks, place.blocks),
